@@ -1,0 +1,50 @@
+"""Decoded images in memory and the batches that a step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ImageSet(NamedTuple):
+    """Decoded images and their labels.
+
+    ``pixels`` is uint8 ``(N, R, R, 3)``, ``labels`` int64 ``(N,)``: rows of the head, in order
+    of introduction of the classes. Both live where batches are gathered from.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def subset(self, index: Tensor) -> ImageSet:
+        """Return the images at ``index`` (int64 or bool ``(N,)``), in that order."""
+        return ImageSet(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the set on another device."""
+        return ImageSet(self.pixels.to(device), self.labels.to(device))
+
+
+def concat(sets: Sequence[ImageSet]) -> ImageSet:
+    """Return all images of several sets of one size, in order."""
+    return ImageSet(torch.cat([s.pixels for s in sets]), torch.cat([s.labels for s in sets]))
+
+
+class Batch(NamedTuple):
+    """What a step trains on.
+
+    ``images`` are normalised floats ``(N, 3, S, S)`` in channels_last, ``labels`` int64
+    ``(N,)``. ``index`` says which rows of the view they are and ``views`` ``(N, 3)`` how each
+    was augmented (row offset, column offset, flipped), so that a step may cache per image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    views: Tensor

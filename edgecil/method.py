@@ -1,0 +1,325 @@
+"""What a learning method is: a recipe of named slots that the one engine executes.
+
+A method file in ``edgecil/methods`` gives
+
+* a docstring whose first line is the summary shown by ``edgecil methods``;
+* ``Options``, a frozen dataclass of :func:`option` fields, set with ``--set name=value``;
+* ``recipe(options) -> Recipe``; or, for a plug-in laid over a host,
+  ``plug(host: Recipe, options) -> Recipe``;
+* optionally ``PRESETS``: a paper's settings by name.
+
+One increment runs like this::
+
+    recipe.begin(ctx)                      # grow the head, imprint, freeze: book-keeping
+    ctx.teachers = recipe.teachers(ctx)    # frozen, eval, outside the module tree
+    for phase in recipe.phases(setup):
+        phase.prepare(ctx)                 # prune, add a temporary teacher, build a generator
+        for each epoch, each batch of phase.view:
+            terms = phase.step(ctx, batch) # forwards only; named terms say whom they train
+            engine: backward, masks, optimiser, NaN check, progress, run state
+    exemplars are ranked by recipe.selection, encoded and stored within the budget
+    recipe.end(ctx)                        # importance and other declared fields
+    rule = recipe.rule(ctx)                # how features and logits become scores
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import Batch, ImageSet
+from edgecil.errors import UsageError
+from edgecil.memory.fields import Field
+from edgecil.memory.store import Store
+from edgecil.nets.net import Net, Outputs
+from edgecil.nets.rules import ArgmaxRule, Rule
+from edgecil.settings import Optim, Training
+
+Groups = tuple[str, ...]
+STUDENT: Groups = ("backbone", "head")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which head rows each increment added, the running one last.
+
+    ``Classes((10, 5))`` has 10 old classes and 5 new ones.
+    """
+
+    groups: tuple[int, ...]
+
+    @property
+    def seen(self) -> int:
+        """K: all classes so far, the new ones included."""
+        return sum(self.groups)
+
+    @property
+    def new(self) -> int:
+        """K_n: classes of the running increment."""
+        return self.groups[-1]
+
+    @property
+    def old(self) -> int:
+        """K_o: classes before the running increment."""
+        return self.seen - self.new
+
+    @property
+    def increment(self) -> int:
+        """Number of the running increment; 1 is the base."""
+        return len(self.groups)
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """Head rows of every increment, in order."""
+        stops = [sum(self.groups[: i + 1]) for i in range(len(self.groups))]
+        return tuple(slice(b - n, b) for b, n in zip(stops, self.groups, strict=True))
+
+
+class Term(NamedTuple):
+    """One weighted scalar of a loss and the parameter groups it sends gradient to.
+
+    Groups are ``backbone``, ``head`` and the names of the method's own modules. The engine
+    minimises the sum of ``weight * value``; a contract test checks the claim of ``to``.
+    """
+
+    value: Tensor
+    weight: float = 1.0
+    to: Groups = STUDENT
+
+
+Terms = Mapping[str, Term]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known before an increment is trained: enough to list its phases."""
+
+    classes: Classes
+    training: Training
+    images: Mapping[str, int]
+    """Number of images of the views ``new`` and ``kept``."""
+    pretrained: bool = False
+    """True when the network did not start from random weights."""
+
+
+@dataclass
+class Context:
+    """What a method may use while an increment runs."""
+
+    setup: Setup
+    net: Net
+    """The student; called inside a step it runs in the chosen precision."""
+    previous: Net | None
+    """A frozen copy of the network learned before, or None at the base increment."""
+    previous_rule: Rule | None
+    kept: Store
+    """Fields of the version learned from (read)."""
+    keeps: Store
+    """Fields of the version being learned (write)."""
+    sets: dict[str, ImageSet]
+    """``new`` and ``kept`` images; after selection ``exemplars`` as they decode from storage."""
+    device: torch.device
+    stream: Callable[[str], torch.Generator]
+    """A CPU generator for a purpose, seeded by (seed, increment, phase, step)."""
+    autocast: Callable[[], Any]
+    """Context manager of the chosen precision."""
+    loader: Callable[[ImageSet], Iterator[Tensor]]
+    """Evaluation batches ``(N, 3, S, S)`` of a set: centre crop, no augmentation, in order."""
+    note: Callable[[str], None]
+    """Tell the user something about the method's choices, once."""
+    teachers: dict[str, Net] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
+    """Caches that can be derived again; never saved."""
+
+    @property
+    def classes(self) -> Classes:
+        """Class spans of the running increment."""
+        return self.setup.classes
+
+    @torch.no_grad()
+    def teach(self, name: str, images: Tensor) -> Outputs:
+        """Return a teacher's outputs for ``(N, 3, S, S)`` images, without gradient."""
+        outputs: Outputs = self.teachers[name](images)
+        return outputs
+
+    @torch.no_grad()
+    def features(self, images: ImageSet, *, mirror: bool = False) -> Tensor:
+        """Return the student's float32 features ``(N, D)`` of a set in eval mode, in one pass.
+
+        With ``mirror`` those of the horizontally flipped images.
+        """
+        training = self.net.training
+        self.net.eval()
+        parts = []
+        for batch in self.loader(images):
+            with self.autocast():
+                parts.append(self.net(batch.flip(3) if mirror else batch).features.float())
+        self.net.train(training)
+        return torch.cat(parts)
+
+
+Step = Callable[[Context, "Batch"], Terms]
+View = Literal["new", "kept", "new+kept"] | Callable[[Context], ImageSet]
+
+
+def nothing(ctx: Context) -> None:
+    """Do nothing: the default of optional slots."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one objective.
+
+    ``view`` names the images (None: the step makes its own, and ``steps`` counts),
+    ``trains`` the parameter groups, ``masks`` optionally gives per parameter name a mask of
+    elements that may change, which holds for gradient, weight decay and momentum alike.
+    """
+
+    name: str
+    step: Step
+    training: Training
+    view: View | None = "new"
+    steps: int | None = None
+    trains: Groups = STUDENT
+    masks: Callable[[Context], Mapping[str, Tensor]] | None = None
+    prepare: Callable[[Context], None] = nothing
+    mode: Literal["train", "eval"] = "train"
+    optims: Mapping[str, Optim] = field(default_factory=dict)
+    """Optimisers of single groups; the others use ``training.optim``."""
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """A named net or tensor beyond the student.
+
+    ``build`` must depend on the context alone, so that a resumed run can build it and load
+    its tensors. ``lifetime`` is a phase's name, ``increment`` or ``kept`` (then a field holds it).
+    """
+
+    name: str
+    build: Callable[[Context], nn.Module]
+    lifetime: str = "increment"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How exemplars are chosen: ``rank`` orders the images of one class, best first.
+
+    ``rank(features (N, D), count, generator)`` returns int64 indices of at most ``count``
+    images. ``everything`` keeps all images (joint training).
+    """
+
+    rank: Callable[[Tensor, int, torch.Generator], Tensor]
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an increment continues from, for :attr:`Recipe.adopt`."""
+
+    method: str | None
+    """None after ``init`` from a foreign model."""
+    head_kind: str
+    kept_fields: tuple[str, ...]
+
+
+def previous_net(ctx: Context) -> dict[str, Net]:
+    """Return the network before this increment as the only teacher; none at the base."""
+    return {} if ctx.previous is None else {"previous": ctx.previous}
+
+
+def no_teachers(ctx: Context) -> dict[str, Net]:
+    """Return no teachers."""
+    return {}
+
+
+def argmax_rule(ctx: Context) -> Rule:
+    """Return the rule that takes the logits of the classes seen so far as scores."""
+    return ArgmaxRule(ctx.classes.seen)
+
+
+def needs_nothing(origin: Origin) -> str | None:
+    """Accept every origin."""
+    return None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, as slots. A plug-in maps a recipe to a recipe with ``dataclasses.replace``."""
+
+    name: str
+    phases: Callable[[Setup], tuple[Phase, ...]]
+    head_kind: Literal["softmax", "sigmoid", "cosine"] = "softmax"
+    """What the logits mean: a distillation that makes no sense on them is refused."""
+    head_width: int | None = None
+    fields: tuple[Field, ...] = ()
+    modules: tuple[ModuleSpec, ...] = ()
+    teachers: Callable[[Context], dict[str, Net]] = no_teachers
+    selection: Selection | None = None
+    begin: Callable[[Context], None] = nothing
+    """Runs after the engine has grown the head."""
+    end: Callable[[Context], None] = nothing
+    rule: Callable[[Context], Rule] = argmax_rule
+    adopt: Callable[[Origin], str | None] = needs_nothing
+    """Returns why the method cannot continue from an origin, or None when it can."""
+    training: Training = Training()
+    """Defaults that suit this method; the user's settings override them."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Return a dataclass field of a method option with its range ``[low, high]`` or choices."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a hint that offers the known names nearest to ``name``."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return "did you mean " + ", ".join(close) + "?" if known else "there are none"
+
+
+def _convert(name: str, text: Any, default: Any) -> Any:
+    if not isinstance(text, str) or isinstance(default, str):
+        return text
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        raise UsageError(f"option {name}: {text!r} is not a {type(default).__name__}") from None
+
+
+def make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """Return ``cls`` with ``values`` set; text is converted to the type of the default.
+
+    Raises:
+        UsageError: an unknown name (the nearest are offered), or a value out of its range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    chosen: dict[str, Any] = {}
+    for name, text in values.items():
+        if name not in fields:
+            raise UsageError(f"unknown option {name!r}", hint=nearest(name, sorted(fields)))
+        meta = fields[name].metadata
+        value = _convert(name, text, fields[name].default)
+        if meta["choices"] and value not in meta["choices"]:
+            raise UsageError(f"option {name}: {value!r} is not one of {', '.join(meta['choices'])}")
+        low, high = meta["low"], meta["high"]
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
+            raise UsageError(f"option {name} must be in {bounds}, got {value}")
+        chosen[name] = value
+    return cls(**chosen)
