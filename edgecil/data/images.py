@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,15 @@ def concat(sets: Sequence[ImageSet]) -> ImageSet:
     return ImageSet(torch.cat([s.pixels for s in sets]), torch.cat([s.labels for s in sets]))
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """What a step trains on.
 
     ``images`` are normalised floats ``(N, 3, S, S)`` in channels_last, ``labels`` int64
-    ``(N,)``. ``index`` says which rows of the view they are and ``views`` ``(N, 3)`` how each
-    was augmented (row offset, column offset, flipped), so that a step may cache per image.
+    ``(N,)``. ``index`` int64 ``(N,)`` says which rows of the view they are and ``views`` int64
+    how each was augmented, so that a step may cache per image and view: ``(N, 3)`` row offset,
+    column offset, flipped; after a resized crop ``(N, 5)``, height and width of the crop
+    follow. Colour jitter is not in ``views``: with it no two views are equal.
     """
 
     images: Tensor
