@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgecil_runtime import container
+
 Shape = tuple[int | str, ...]
 """Numbers and symbols: K exemplars, C classes so far, C_new, T increments, D features, H, W."""
+
+Tree = Mapping[str, tuple[int, ...]]
+"""Shapes of named arrays of one dtype, such as every convolution weight of a network."""
+
+IMAGES, COUNTS = "exemplars.images", "exemplars.counts"
 
 
 @dataclass(frozen=True)
@@ -16,8 +23,11 @@ class Field:
 
     ``shape`` holds numbers and symbols, or names a tree of :class:`Dimensions` (such as
     ``"conv-weights"``) of which every array is stored. With ``per_increment`` there is one
-    array for each increment, and ``C_new`` is that increment's. ``scope`` says whether the
-    bytes are kept memory or part of the classifier itself.
+    array (or tree) for each increment, and ``C_new``, ``C`` and ``T`` are as of that increment.
+    ``scope`` says whether the bytes are kept memory or part of the classifier itself.
+
+    Raises:
+        ValueError: the dtype is not one of the container's, or the name has ``@`` or ``:``.
     """
 
     name: str
@@ -28,12 +38,23 @@ class Field:
     per_increment: bool = False
     scope: Literal["kept", "classifier"] = "kept"
 
+    def __post_init__(self) -> None:
+        # Both separate a field from its increment and part in the names of the file.
+        if not self.name or {"@", ":"} & set(self.name):
+            raise ValueError(f"field name {self.name!r} must be text without '@' and ':'")
+        try:
+            container.layout({self.name: (self.dtype, (1,))})
+        except KeyError:
+            raise ValueError(f"field {self.name}: unknown dtype {self.dtype!r}") from None
+
 
 @dataclass(frozen=True)
 class Dimensions:
     """The values of the symbols at the end of an increment.
 
     ``increments`` lists how many classes each increment added, so that uneven ones are exact.
+    ``height`` and ``width`` are those of a stored exemplar, in pixels. ``extra`` holds symbols
+    that only one method uses.
     """
 
     increments: tuple[int, ...]
@@ -41,12 +62,63 @@ class Dimensions:
     height: int
     width: int
     exemplars: int = 0
-    trees: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    trees: Mapping[str, Tree] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
 
     def symbols(self, increment: int | None = None) -> dict[str, int]:
-        """Return the value of every symbol; ``C_new`` is that of ``increment`` (from 0; last)."""
-        index = len(self.increments) - 1 if increment is None else increment
+        """Return the value of every symbol as of ``increment`` (1 is the base; None: the last)."""
+        so_far = self.increments if increment is None else self.increments[:increment]
         return {
-            "K": self.exemplars, "C": sum(self.increments), "C_new": self.increments[index],
-            "T": len(self.increments), "D": self.features, "H": self.height, "W": self.width,
+            "K": self.exemplars, "C": sum(so_far), "C_new": so_far[-1] if so_far else 0,
+            "T": len(so_far), "D": self.features, "H": self.height, "W": self.width,
+            **self.extra,
         }  # fmt: skip
+
+    def shapes(self, item: Field, increment: int | None = None) -> tuple[int, ...] | Tree:
+        """Return the numbers of a field's shape, or its tree.
+
+        Raises:
+            ValueError: the shape has an unknown symbol, or names an unknown tree.
+        """
+        if isinstance(item.shape, str):
+            if item.shape not in self.trees:
+                known = ", ".join(sorted(self.trees)) or "none"
+                raise ValueError(f"field {item.name}: no tree {item.shape!r} (known: {known})")
+            return self.trees[item.shape]
+        known_symbols = self.symbols(increment)
+        for entry in item.shape:
+            if isinstance(entry, str) and entry not in known_symbols:
+                known = ", ".join(sorted(known_symbols))
+                raise ValueError(f"field {item.name}: unknown symbol {entry!r} (known: {known})")
+        return tuple(e if isinstance(e, int) else known_symbols[e] for e in item.shape)
+
+
+def exemplar_fields(codec: str = "raw") -> tuple[Field, ...]:
+    """Return the declaration of exemplars: images in ranked order, and their number per class.
+
+    Images lie class after class in order of introduction, best first within a class, so that
+    shrinking keeps prefixes. A method that knows more about every exemplar (BiC's held-out
+    flag) adds a column: a raw field whose shape begins with ``K``; it is shrunk alongside.
+    """
+    return (
+        Field(IMAGES, ("K", "H", "W", 3), "exemplars to train on again", "U8", codec),
+        Field(COUNTS, ("C",), "how many of the exemplars belong to each class", "U16"),
+    )
+
+
+def columns(fields: tuple[Field, ...]) -> tuple[Field, ...]:
+    """Return the fields that hold one row per exemplar beside its image.
+
+    Raises:
+        ValueError: a column has a codec: its rows could not be shortened.
+    """
+    found = tuple(f for f in fields if f.name != IMAGES and f.shape[:1] == ("K",))
+    for item in found:
+        if item.codec != "raw" or item.per_increment:
+            raise ValueError(f"field {item.name}: a column of exemplars must be raw, and one array")
+    return found
+
+
+def holds_images(fields: tuple[Field, ...]) -> bool:
+    """Return whether a method with these fields can reach old images: False is exemplar-free."""
+    return any(f.name == IMAGES or "K" in f.shape for f in fields if not isinstance(f.shape, str))
