@@ -86,6 +86,14 @@ class ItemCodec(Codec, Protocol):
         """
         ...
 
+    def size(self, parts: Parts) -> Size:
+        """Return height and width of the images in the parts; (0, 0) when there are none.
+
+        Raises:
+            CodecError: the parts are damaged.
+        """
+        ...
+
     def joined(self, count: int, item_bytes: int, size: Size) -> Specs:
         """Return the exact specs of ``join`` for ``count`` items of ``item_bytes`` in all."""
         ...
@@ -117,6 +125,10 @@ class Raw:
 
     def split(self, parts: Parts) -> list[bytes]:
         return [image.tobytes() for image in _part(parts, "")]
+
+    def size(self, parts: Parts) -> Size:
+        height, width = _part(parts, "").shape[1:3]
+        return height, width
 
     def joined(self, count: int, item_bytes: int, size: Size) -> Specs:
         return {"": ("U8", (count, *size, 3))}

@@ -48,8 +48,7 @@ class Pictures:
         return self.join([self.encode_item(a) for a in array], (array.shape[1], array.shape[2]))
 
     def decode(self, parts: Parts) -> Array:
-        head = parts["head"].tobytes() if "head" in parts else b""
-        images = [self._open(head + item + self.tail) for item in split_blob(parts)]
+        images = [self._open(parts, item) for item in split_blob(parts)]
         if any(image.shape != images[0].shape for image in images):
             raise CodecError("the images differ in size")
         return np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)
@@ -74,6 +73,11 @@ class Pictures:
     def split(self, parts: Parts) -> list[bytes]:
         return split_blob(parts)
 
+    def size(self, parts: Parts) -> Size:
+        items = split_blob(parts)
+        height, width = self._open(parts, items[0]).shape[:2] if items else (0, 0)
+        return height, width
+
     def joined(self, count: int, item_bytes: int, size: Size) -> Specs:
         specs: dict[str, Spec] = {
             "": ("U8", (item_bytes,)),
@@ -87,7 +91,9 @@ class Pictures:
         Image.fromarray(image).save(buffer, self.format, **dict(self.options))
         return buffer.getvalue()
 
-    def _open(self, data: bytes) -> Array:
+    def _open(self, parts: Parts, item: bytes) -> Array:
+        head = parts["head"].tobytes() if "head" in parts else b""
+        data = head + item + self.tail
         try:
             with Image.open(io.BytesIO(data), formats=[self.format]) as image:
                 return np.array(image.convert("RGB"))

@@ -6,20 +6,17 @@ function, so that for fixed-size codecs plan, file and report are equal to the b
 
 from __future__ import annotations
 
-import json
-import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from edgecil_runtime import container
 from edgecil_runtime.container import Spec
 
 from edgecil.memory import codecs
-from edgecil.memory.codecs import Array, Specs
-from edgecil.memory.fields import Dimensions, Field, Tree
+from edgecil.memory.codecs import Specs
+from edgecil.memory.fields import Dimensions, Field
+from edgecil.memory.trees import tree_index, tree_size
 
 HEADER = "header"
 TREE = "tree"
@@ -77,21 +74,6 @@ class MemoryPlan:
 def entry(name: str, increment: int | None, part: str) -> str:
     """Return the name in the file of a part of a field: ``name@increment:part``."""
     return name + ("" if increment is None else f"@{increment}") + (f":{part}" if part else "")
-
-
-def tree_index(tree: Tree) -> Array:
-    """Return names and shapes of a tree as compressed JSON, uint8 ``(n,)``.
-
-    A tree is one array in the file: a header entry per leaf would cost more than the small
-    leaves (batch-norm vectors) themselves.
-    """
-    text = json.dumps({name: list(shape) for name, shape in tree.items()}, separators=(",", ":"))
-    return np.frombuffer(zlib.compress(text.encode(), 9), dtype=np.uint8)
-
-
-def tree_size(tree: Tree) -> int:
-    """Return the number of elements of all leaves."""
-    return sum(math.prod(shape) for shape in tree.values())
 
 
 def metadata(fields: Sequence[Field]) -> dict[str, str]:

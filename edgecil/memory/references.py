@@ -27,11 +27,9 @@ class Reference:
         raise ValueError("references are made of paths: use encode_item and join")
 
     def decode(self, parts: Parts) -> Array:
-        if "size" not in parts or parts["size"].shape != (2,):
-            raise CodecError("part 'size' is missing")
-        size = (int(parts["size"][0]), int(parts["size"][1]))
-        images = np.empty((len(parts["lengths"]), *size, 3), np.uint8)
-        for row, item in enumerate(split_blob(parts)):
+        size, items = self.size(parts), split_blob(parts)
+        images = np.empty((len(items), *size, 3), np.uint8)
+        for row, item in enumerate(items):
             images[row] = _read(item, size)
         return images
 
@@ -61,6 +59,12 @@ class Reference:
 
     def split(self, parts: Parts) -> list[bytes]:
         return split_blob(parts)
+
+    def size(self, parts: Parts) -> Size:
+        if "size" not in parts or parts["size"].shape != (2,):
+            raise CodecError("part 'size' is missing")
+        height, width = parts["size"].tolist()
+        return height, width
 
     def joined(self, count: int, item_bytes: int, size: Size) -> Specs:
         return {"": ("U8", (item_bytes,)), "lengths": ("U16", (count,)), "size": ("U16", (2,))}

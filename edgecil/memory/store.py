@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from edgecil_runtime import container
@@ -23,9 +20,10 @@ from edgecil.memory.plan import (
     account,
     entry,
     metadata,
-    tree_index,
 )
+from edgecil.memory.trees import flatten, unflatten
 
+T = TypeVar("T")
 Key = tuple[str, int | None]
 
 
@@ -83,7 +81,7 @@ class Store:
         """
         field = self._field_at(name, increment)
         if isinstance(field.shape, str):
-            array = self._flatten(field, value)
+            array = self._flatten(field, value, increment)
         else:
             array = np.asarray(value)
             _check_dtype(field, array)
@@ -104,8 +102,8 @@ class Store:
         if not isinstance(field.shape, str):
             return array
         try:
-            return _unflatten(array, self._trees[name])
-        except (KeyError, ValueError, zlib.error) as error:
+            return unflatten(array, self._trees[name])
+        except (KeyError, ValueError) as error:
             raise self._damaged(name, error) from None
 
     def write_items(self, name: str, items: Sequence[bytes], size: Size) -> None:
@@ -129,9 +127,21 @@ class Store:
             KeyError: the field was not declared or never written.
             WorkspaceError: the file it was loaded from is damaged.
         """
-        field = self._field_at(name, None)
+        return self._item_part(name, lambda codec, parts: codec.split(parts))
+
+    def item_size(self, name: str) -> Size:
+        """Return height and width in pixels of the encoded images of a field.
+
+        Raises:
+            KeyError: the field was not declared or never written.
+            WorkspaceError: the file it was loaded from is damaged.
+        """
+        return self._item_part(name, lambda codec, parts: codec.size(parts))
+
+    def _item_part(self, name: str, ask: Callable[[codecs.ItemCodec, Parts], T]) -> T:
+        codec = codecs.item_codec(self._field_at(name, None).codec)
         try:
-            return codecs.item_codec(field.codec).split(self._present(name, None))
+            return ask(codec, self._present(name, None))
         except codecs.CodecError as error:
             raise self._damaged(name, error) from None
 
@@ -147,6 +157,9 @@ class Store:
         keys = [key for key in source._parts if key[0] == name]
         if not keys:
             raise KeyError(f"field {name!r} holds nothing to copy")
+        there = self._trees.get(name, source._trees.get(name))
+        if there is not None and not np.array_equal(there, source._trees[name]):
+            raise ValueError(f"field {name}: the tree differs from that of other increments")
         for key in keys:
             self._parts[key] = source._parts[key]
             if key in source._shapes:
@@ -272,20 +285,21 @@ class Store:
         where = f"{self._origin}: " if self._origin else ""
         return WorkspaceError(f"{where}field {name} is damaged: {error}")
 
-    def _flatten(self, field: Field, value: Any) -> Array:
+    def _flatten(self, field: Field, value: Any, increment: int | None) -> Array:
         if not isinstance(value, Mapping):
             raise ValueError(f"field {field.name}: a tree takes a mapping of arrays")
         leaves = {str(name): np.asarray(leaf) for name, leaf in value.items()}
         for leaf in leaves.values():
             _check_dtype(field, leaf)
-        if not leaves:
-            raise ValueError(f"field {field.name}: the tree is empty")
-        index = tree_index({name: leaf.shape for name, leaf in leaves.items()})
-        others = [i for n, i in self._parts if n == field.name and i is not None]
+        try:
+            flat, index = flatten(leaves)
+        except ValueError as error:
+            raise ValueError(f"field {field.name}: {error}") from None
+        others = [i for n, i in self._parts if n == field.name and i != increment]
         if others and not np.array_equal(index, self._trees[field.name]):
             raise ValueError(f"field {field.name}: the tree differs from that of other increments")
         self._trees[field.name] = index
-        return np.concatenate([leaf.ravel() for leaf in leaves.values()])
+        return flat
 
     def _check_shape(self, field: Field, shape: tuple[int, ...], increment: int | None) -> None:
         """Refuse a shape that contradicts the declaration or what is already kept."""
@@ -320,12 +334,3 @@ def _check_dtype(field: Field, array: Array) -> None:
         raise ValueError(f"field {field.name}: {error}") from None
     if dtype != field.dtype:
         raise ValueError(f"field {field.name}: dtype {dtype} is not {field.dtype}")
-
-
-def _unflatten(flat: Array, index: Array) -> dict[str, Array]:
-    tree = json.loads(zlib.decompress(index.tobytes()))
-    sizes = [math.prod(shape) for shape in tree.values()]
-    if flat.shape != (sum(sizes),):
-        raise ValueError(f"{flat.size} elements do not fill the tree of {sum(sizes)}")
-    leaves = np.split(flat, np.cumsum(sizes)[:-1])
-    return {name: leaf.reshape(tree[name]) for name, leaf in zip(tree, leaves, strict=True)}

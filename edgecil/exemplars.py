@@ -1,0 +1,249 @@
+"""Which images are kept to be trained on again, and how they get into the store.
+
+Rankings are functions ``(features (N, D), count, generator) -> int64 indices``, best first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, chain
+from os import PathLike
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from edgecil_runtime import container
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from edgecil.errors import AdoptError, DataError
+from edgecil.memory import codecs
+from edgecil.memory.budget import Budget, count_for
+from edgecil.memory.codecs import Array, ItemCodec, Size
+from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
+from edgecil.memory.plan import entry, field_specs, metadata
+from edgecil.memory.store import Store
+
+T = TypeVar("T")
+_DOT_PICKS = 1000
+_MOST_PER_CLASS = 65535  # counts are uint16
+
+
+def _points(features: Tensor, normalise: bool) -> Tensor:
+    points = features.double()
+    return torch.nn.functional.normalize(points) if normalise else points
+
+
+@torch.no_grad()
+def herding(
+    features: Tensor, count: int, generator: Generator | None = None, *, normalise: bool = True
+) -> Tensor:
+    """Return int64 indices of at most ``count`` images whose running mean follows the class mean.
+
+    The k-th pick (from 0) is argmin_i ||mu - (phi_i + sum of the picks) / (k + 1)|| over the
+    images not picked yet; features ``(N, D)`` are L2-normalised unless told otherwise (iCaRL,
+    Algorithm 4). One matrix product per pick: with t = (k + 1) mu - sum, the squared distance
+    is ||phi_i||^2 - 2 phi_i . t, up to a constant and a factor.
+    """
+    points = _points(features, normalise)
+    squares = points.square().sum(1)
+    mean, total = points.mean(0), points.new_zeros(points.shape[1])
+    picks: list[int] = []
+    for k in range(min(count, len(points))):
+        pick = int(torch.addmv(squares, points, (k + 1) * mean - total, alpha=-2).argmin())
+        picks.append(pick)
+        total += points[pick]
+        squares[pick] = torch.inf
+    return torch.tensor(picks, dtype=torch.int64)
+
+
+@torch.no_grad()
+def herding_dot(features: Tensor, count: int, generator: Generator | None = None) -> Tensor:
+    """Return the picks of iCaRL's published code: int64 indices of at most ``count`` images.
+
+    w starts as the mean; pick argmax_i w . phi_i, then w += mu - phi_pick. An image may be
+    picked again and is listed once; after 1000 picks the list ends, perhaps short.
+    """
+    points = _points(features, True)
+    mean = points.mean(0)
+    weight = mean.clone()
+    picks: dict[int, None] = {}
+    for _ in range(_DOT_PICKS if len(points) else 0):
+        if len(picks) >= min(count, len(points)):
+            break
+        pick = int((points @ weight).argmax())
+        picks[pick] = None
+        weight += mean - points[pick]
+    return torch.tensor(list(picks), dtype=torch.int64)
+
+
+def nearest_to_mean(
+    features: Tensor, count: int, generator: Generator | None = None, *, normalise: bool = True
+) -> Tensor:
+    """Return int64 indices of the ``count`` images nearest to the class mean, nearest first."""
+    points = _points(features, normalise)
+    return (points - points.mean(0)).square().sum(1).argsort(stable=True)[:count].cpu()
+
+
+def random_ranking(features: Tensor, count: int, generator: Generator | None = None) -> Tensor:
+    """Return int64 indices of ``count`` images in random order."""
+    return torch.randperm(len(features), generator=generator)[:count]
+
+
+def keep_all(features: Tensor, count: int, generator: Generator | None = None) -> Tensor:
+    """Return int64 indices of all images in their order."""
+    return torch.arange(len(features))
+
+
+def shrink(ranked: Sequence[Sequence[T]], count: int) -> list[Sequence[T]]:
+    """Return the first ``count`` of every ranked list."""
+    return [of_class[:count] for of_class in ranked]
+
+
+class _Ranked:
+    """The images of one class, best first, encoded when first asked for; its entries are sizes."""
+
+    def __init__(self, count: int, encode: Callable[[int], bytes]) -> None:
+        self._count, self._encode = count, encode
+        self._items: list[bytes] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, rank: int) -> int:
+        return len(self.items(rank + 1)[rank])
+
+    def items(self, count: int) -> list[bytes]:
+        """Return the encoded items of the best ``count`` images, or of all there are."""
+        for rank in range(len(self._items), min(count, self._count)):
+            self._items.append(self._encode(rank))
+        return self._items[:count]
+
+
+def _old_classes(old: Store, codec: ItemCodec, size: Size) -> list[_Ranked]:
+    """Return the exemplars of old classes: their stored bytes, verbatim, if the codec is equal."""
+    if IMAGES not in old:
+        return []
+    if codec.name == "reference" != old.field(IMAGES).codec:
+        raise AdoptError("only copies of old images are kept, and joint training needs their files")
+    if old.field(IMAGES).codec == codec.name:
+        items = old.items(IMAGES)
+        encoded: Callable[[int], bytes] = items.__getitem__
+    else:
+        pixels = old.read(IMAGES)
+
+        def encoded(row: int) -> bytes:
+            return codec.encode_item(pixels[row])
+
+    if old.item_size(IMAGES) != size:
+        raise ValueError(f"exemplars are {old.item_size(IMAGES)} pixels, new images {size}")
+    counts = old.read(COUNTS).tolist()
+    starts = accumulate(counts, initial=0)
+    return [
+        _Ranked(n, lambda rank, start=start: encoded(start + rank))  # type: ignore[misc]
+        for n, start in zip(counts, starts, strict=False)
+    ]
+
+
+def _file_size(
+    fields: Sequence[Field], codec: ItemCodec, size: Size, dimensions: Dimensions | None
+) -> Callable[[Sequence[int], int], int]:
+    """Return the function (counts per class, item bytes) -> bytes of the kept-memory file."""
+    kept = [f for f in fields if f.scope == "kept"]
+    beside = [f.name for f in columns(tuple(kept))]
+    others = [f for f in kept if f.name not in (IMAGES, COUNTS, *beside)]
+    if others and dimensions is None:
+        raise ValueError(f"to budget for {[f.name for f in others]} their dimensions are needed")
+    specs: dict[str, container.Spec] = {}
+    for field in others:
+        specs |= field_specs(field, dimensions)  # type: ignore[arg-type]
+    names = metadata(kept)
+
+    def file_bytes(counts: Sequence[int], item_bytes: int) -> int:
+        total = sum(counts)
+        images = codec.joined(total, item_bytes, size)
+        return container.layout(
+            specs
+            | {entry(IMAGES, None, part): spec for part, spec in images.items()}
+            | {COUNTS: ("U16", (len(counts),))}
+            | {f.name: (f.dtype, (total, *f.shape[1:])) for f in kept if f.name in beside},
+            names,
+        ).total_bytes
+
+    return file_bytes
+
+
+def _prefixes(values: Array, sizes: Sequence[int], counts: Sequence[int]) -> list[Array]:
+    """Return the first rows of every class of values that lie class after class."""
+    starts = accumulate(sizes, initial=0)
+    return [values[a : a + n] for a, n in zip(starts, counts, strict=False)]
+
+
+def _write_columns(
+    old: Store, new: Store, ranked: Sequence[NDArray[np.int64]], counts: Sequence[int],
+    values: Mapping[str, Array],
+) -> None:  # fmt: skip
+    before = old.read(COUNTS).tolist() if COUNTS in old else []
+    for field in columns(new.fields):
+        if field.name not in values:
+            raise ValueError(f"field {field.name}: no value for each new image was given")
+        given = np.asarray(values[field.name])
+        if field.name in old:
+            kept = _prefixes(old.read(field.name), before, counts[: len(before)])
+        else:  # adopted from a method without this column: nothing is known about them
+            kept = [np.zeros((n, *given.shape[1:]), given.dtype) for n in counts[: len(before)]]
+        fresh = [given[rows[:n]] for rows, n in zip(ranked, counts[len(before) :], strict=True)]
+        new.write(field.name, np.concatenate([*kept, *fresh]))
+
+
+def build_exemplars(
+    old: Store,
+    new: Store,
+    pixels: NDArray[np.uint8],
+    ranked: Sequence[NDArray[np.int64]],
+    budget: Budget,
+    *,
+    paths: Sequence[str | PathLike[str]] | None = None,
+    dimensions: Dimensions | None = None,
+    values: Mapping[str, Array] | None = None,
+) -> int:
+    """Write the exemplars of old and new classes to ``new`` and return their number per class.
+
+    ``pixels`` are the new images ``(N, R, R, 3)``; ``ranked`` has for every new class its rows
+    of them, best first. Every class keeps the same number, the largest that ``budget`` allows,
+    or all it has; old classes keep a prefix of what ``old`` holds, byte for byte. New images
+    are encoded one rank after another, no further than the budget reaches.
+
+    ``paths`` of the new images are needed by the codec ``reference``, which takes no budget;
+    ``dimensions`` when other kept fields share the file with a budget in bytes; ``values`` has
+    for every column of the declaration one row per new image.
+
+    Raises:
+        BudgetError: not one exemplar per class fits.
+        DataError: a class has more than 65,535 exemplars, or a referenced file cannot be read.
+        AdoptError: references are to be kept of images of which only copies are left.
+    """
+    codec = codecs.item_codec(new.field(IMAGES).codec)
+    size = (pixels.shape[1], pixels.shape[2])
+    sources: Any = pixels
+    if codec.name == "reference":
+        if paths is None or not budget.unlimited:
+            raise ValueError("references need the paths of the new images, and take no budget")
+        sources = paths
+    fresh = [
+        _Ranked(len(rows), lambda rank, rows=rows: codec.encode_item(sources[rows[rank]]))  # type: ignore[misc]
+        for rows in ranked
+    ]
+    lists = _old_classes(old, codec, size) + fresh
+    file_bytes: Callable[[Sequence[int], int], int] = lambda counts, item_bytes: 0  # noqa: E731
+    if budget.bytes is not None:
+        file_bytes = _file_size(new.fields, codec, size, dimensions)
+    count = count_for(budget, lists, file_bytes)
+    chosen = [of_class.items(count) for of_class in lists]
+    counts = [len(items) for items in chosen]
+    if max(counts, default=0) > _MOST_PER_CLASS:
+        raise DataError(f"a class has {max(counts)} exemplars; at most {_MOST_PER_CLASS} are kept")
+    new.write_items(IMAGES, list(chain.from_iterable(chosen)), size)
+    new.write(COUNTS, np.array(counts, np.uint16))
+    _write_columns(old, new, ranked, counts, values or {})
+    return count

@@ -1,0 +1,91 @@
+"""The memory report as data: what every method keeps between increments, in bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgecil.memory.plan import MemoryPlan
+
+
+@dataclass(frozen=True)
+class MethodMemory:
+    """One row: what a method keeps, and of which fields it is composed.
+
+    ``fields`` are ``{"name", "bytes"}`` and add up to ``kept_bytes``. ``training_bytes`` is
+    the largest training memory seen or planned, None where it is not known. ``exact`` is
+    False when ``kept_bytes`` is an upper bound. The last two are for published tables.
+    """
+
+    method: str
+    kept_bytes: int
+    fields: tuple[tuple[str, int], ...] = ()
+    training_bytes: int | None = None
+    basis: Literal["plan", "measured"] = "plan"
+    exact: bool = True
+    dataset: str | None = None
+    published_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        total = sum(count for _, count in self.fields)
+        if total != self.kept_bytes:
+            raise ValueError(f"{self.method}: fields add up to {total}, not {self.kept_bytes}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as a JSON object."""
+        row: dict[str, Any] = {
+            "method": self.method,
+            "kept_bytes": self.kept_bytes,
+            "fields": [{"name": name, "bytes": count} for name, count in self.fields],
+            "training_bytes": self.training_bytes,
+            "basis": self.basis,
+            "exact": self.exact,
+        }
+        if self.dataset is not None:
+            row |= {"dataset": self.dataset, "published_bytes": self.published_bytes}
+        return row
+
+
+def method_memory(
+    method: str,
+    memory: MemoryPlan,
+    *,
+    basis: Literal["plan", "measured"],
+    training_bytes: int | None = None,
+    dataset: str | None = None,
+    published_bytes: int | None = None,
+) -> MethodMemory:
+    """Return the row of a method whose kept memory was planned or measured."""
+    fields = tuple((row["name"], row["bytes"]) for row in memory.fields())
+    return MethodMemory(
+        method, memory.kept_bytes, fields, training_bytes, basis, memory.exact, dataset,
+        published_bytes,
+    )  # fmt: skip
+
+
+def to_json(rows: Sequence[MethodMemory]) -> dict[str, Any]:
+    """Return the report as one JSON object: ``{"methods": [...]}``."""
+    return {"methods": [row.to_json() for row in rows]}
+
+
+def to_csv(rows: Sequence[MethodMemory]) -> str:
+    """Return the report as CSV text, one line per field and one, ``total``, per method.
+
+    Columns: method, field, bytes, training_bytes, basis, exact, and with published figures
+    dataset and published_bytes; the last ones are filled in the ``total`` lines.
+    """
+    published = any(row.dataset is not None for row in rows)
+    head = ["method", "field", "bytes", "training_bytes", "basis", "exact"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head + (["dataset", "published_bytes"] if published else []))
+    for row in rows:
+        for name, count in row.fields:
+            line = [row.method, name, count, None, row.basis, None]
+            writer.writerow(line + ([row.dataset, None] if published else []))
+        line = [row.method, "total", row.kept_bytes, row.training_bytes, row.basis, row.exact]
+        writer.writerow(line + ([row.dataset, row.published_bytes] if published else []))
+    return text.getvalue()
