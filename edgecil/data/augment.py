@@ -115,7 +115,7 @@ def resized_crop(images: Tensor, views: Tensor, size: int) -> Tensor:
     edge = images.shape[2]
     views = views.to(images.dtype)
     row, column, flip, height, width = views.unsqueeze(2).unbind(1)
-    centres = (torch.arange(size, device=images.device) + 0.5) / size
+    centres = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size
     mirrored = centres + flip * (1 - 2 * centres)
     lines = []
     for corner, length, at in ((column, width, mirrored), (row, height, centres)):
