@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -57,10 +58,17 @@ class Backbone(Protocol):
 
 
 class Head(Protocol):
-    """The last layer: ``classes`` units are in use, ``width`` exist."""
+    """The last layer: ``classes`` units are in use, ``width`` exist.
+
+    A head may also have ``logit_gradient(features, classes)``, see :mod:`edgecil.nets.heads`.
+    """
 
     classes: int
-    width: int
+
+    @property
+    def width(self) -> int:
+        """Units that exist."""
+        ...
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return logits ``(N, width)`` of features ``(N, D)``."""
@@ -68,10 +76,6 @@ class Head(Protocol):
 
     def grow(self, count: int) -> None:
         """Add ``count`` classes; the rows of the classes that are there stay as they are."""
-        ...
-
-    def logit_gradient(self, features: Tensor, classes: Tensor) -> Tensor:
-        """Return d logit[n, classes[n]] / d features[n], ``(N, D)``, differentiable."""
         ...
 
 
@@ -100,5 +104,7 @@ class Net(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Return the outputs for normalised images ``(N, 3, S, S)``."""
         stages = tuple(self.backbone(images))
-        features = stages[-1].mean(dim=(2, 3))
+        # At least float32: class means and cosines need more than the 8 bits of bfloat16.
+        wide = torch.promote_types(stages[-1].dtype, torch.float32)
+        features = stages[-1].mean(dim=(2, 3), dtype=wide)
         return Outputs(stages, stages[-1], features, self.head(features))

@@ -1,0 +1,128 @@
+"""Last layers that grow with the classes and leave the old rows as they are.
+
+``logit_gradient`` is the derivative of a logit with respect to the pooled features in closed
+form. It makes class-specific attention (LwM section 4.1) free of double backward. A head
+without a closed form does without the method; callers then use autograd.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgecil.errors import UsageError
+from edgecil.nets.precision import full_precision
+
+EPSILON = 1e-12  # of torch.nn.functional.normalize: below it a vector has no direction
+
+
+def _extended(old: nn.Parameter, fresh: Tensor) -> nn.Parameter:
+    rows = torch.cat([old.detach(), fresh.detach().to(old)])
+    return nn.Parameter(rows, requires_grad=old.requires_grad)
+
+
+class GrowingHead(nn.Module):
+    """Rows ``(width, D)``, of which the first ``classes`` are in use.
+
+    With a fixed ``width`` all units exist from the start; without, one unit per class.
+
+    Raises:
+        UsageError: more classes than a fixed width has units.
+    """
+
+    def __init__(self, features: int, classes: int, width: int | None, *, bias: bool) -> None:
+        super().__init__()
+        self.fixed = width is not None
+        self.classes = 0
+        rows = nn.Linear(features, classes if width is None else width, bias)
+        self.weight = rows.weight
+        self.bias: nn.Parameter | None = rows.bias if bias else None
+        self._use(classes)
+
+    @property
+    def width(self) -> int:
+        """Number of units that exist."""
+        return self.weight.shape[0]
+
+    @property
+    def feature_dim(self) -> int:
+        """D: length of the feature vector."""
+        return self.weight.shape[1]
+
+    def grow(self, count: int) -> None:
+        """Take ``count`` more classes into use; all rows that exist stay bit for bit.
+
+        New rows are drawn on the CPU from the global generator, as ``nn.Linear`` does, so
+        that they do not depend on the device.
+
+        Raises:
+            UsageError: a fixed width has not that many units left.
+        """
+        if not self.fixed and count > 0:
+            fresh = nn.Linear(self.feature_dim, count, self.bias is not None, device="cpu")
+            self.weight = _extended(self.weight, fresh.weight)
+            if self.bias is not None:
+                self.bias = _extended(self.bias, fresh.bias)
+        self._use(count)
+
+    def _use(self, count: int) -> None:
+        if self.classes + count > self.width:
+            raise UsageError(
+                f"a head of fixed width {self.width} with {self.classes} classes "
+                f"has no room for {count} more",
+                hint="start a new workspace with a wider or a growing head",
+            )
+        self.classes += count
+
+
+class LinearHead(GrowingHead):
+    """Logits w_c . f + b_c."""
+
+    def __init__(self, features: int, classes: int, width: int | None = None) -> None:
+        super().__init__(features, classes, width, bias=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(N, width)`` of features ``(N, D)``."""
+        with full_precision(features):
+            return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
+
+    def logit_gradient(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Return d logit[n, classes[n]] / d features[n], ``(N, D)``: the row of the class.
+
+        Differentiable with respect to the weights; it does not depend on the features.
+        """
+        return self.weight[classes]
+
+
+class CosineHead(GrowingHead):
+    """Logits eta cos(f, w_c) without bias (LUCIR section 3.2); eta is learned, from 1."""
+
+    def __init__(self, features: int, classes: int, width: int | None = None) -> None:
+        super().__init__(features, classes, width, bias=False)
+        self.eta = nn.Parameter(torch.ones(()))
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Return the cosines ``(N, width)`` in [-1, 1] between features ``(N, D)`` and rows."""
+        with full_precision(features):
+            unit = F.normalize(features.to(self.weight.dtype), eps=EPSILON)
+            return F.linear(unit, F.normalize(self.weight, eps=EPSILON))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(N, width)`` of features ``(N, D)``."""
+        return self.eta * self.cosines(features)
+
+    def logit_gradient(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Return d logit[n, classes[n]] / d features[n], ``(N, D)``.
+
+        It is eta / |f| (w^ - (f^ . w^) f^) with unit vectors f^ and w^, and differentiable
+        with respect to eta, weights and features.
+        """
+        with full_precision(features):
+            features = features.to(self.weight.dtype)
+            unit = F.normalize(features, eps=EPSILON)
+            rows = F.normalize(self.weight[classes], eps=EPSILON)
+            along = (unit * rows).sum(dim=1, keepdim=True)
+            length = features.norm(dim=1, keepdim=True).clamp_min(EPSILON)
+            gradient: Tensor = self.eta / length * (rows - along * unit)
+            return gradient
