@@ -99,7 +99,8 @@ class Loader:
         self._labels = images.labels.to(self._device)
         self._normalise = Normalise(preprocess, self._device)
         pad = augmenting.padding(augment)
-        self._pixels = F.pad(images.pixels, (0, 0, pad, pad, pad, pad)).contiguous()
+        padded = F.pad(images.pixels, (0, 0, pad, pad, pad, pad)) if pad else images.pixels
+        self._pixels = padded.contiguous()
         self._epoch: tuple[int, augmenting.Plan, augmenting.Plan] | None = None
 
     def batch(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from edgecil.settings import CIFAR, Preprocess
 SMALL = Preprocess(8, 8, CIFAR.mean, CIFAR.std)
 
 
-def save(path: Path, image: Image.Image, **options: object) -> Path:
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return path
@@ -64,7 +66,7 @@ def corrupt(path: Path) -> Path:
     return path
 
 
-def colour(image: Image.Image, path: Path, **options: object) -> list[int]:
+def colour(image: Image.Image, path: Path, **options: Any) -> list[int]:
     """The first pixel after a round through a file."""
     pixels = decode([save(path, image, **options)], 8).pixels
     assert pixels.shape == (1, 8, 8, 3)
@@ -111,7 +113,7 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None
     wide[:, 20:40] = 255
     assert decode([save(tmp_path / "w.png", Image.fromarray(wide))], 10).pixels.min() > 200
     exact = noise(8)
-    assert np.array_equal(decode([save(tmp_path / "e.png", exact)], 8).pixels[0], exact)
+    assert np.array_equal(decode([save(tmp_path / "e.png", exact)], 8).pixels[0], np.asarray(exact))
 
 
 def test_order_is_kept_for_any_number_of_workers(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_order_is_kept_for_any_number_of_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("break_it", [truncated, corrupt, huge])
-def test_a_bad_image_is_named_or_skipped(tmp_path: Path, break_it) -> None:  # type: ignore[no-untyped-def]
+def test_a_bad_image_is_named_or_skipped(tmp_path: Path, break_it: Callable[[Path], Path]) -> None:
     paths = [plain(tmp_path / f"{i:03d}.png", i) for i in range(140)]
     for index in (70, 139):
         break_it(paths[index])
