@@ -304,13 +304,14 @@ class Store:
     def _check_shape(self, field: Field, shape: tuple[int, ...], increment: int | None) -> None:
         """Refuse a shape that contradicts the declaration or what is already kept."""
         declared = field.shape
-        known = self._symbols(field.name, increment)
+        kept = self._symbols(field.name, increment)
+        known = dict(kept)
         good = not isinstance(declared, str) and len(declared) == len(shape)
         for axis, size in zip(declared, shape, strict=False):
             wanted = known.setdefault(axis, size) if isinstance(axis, str) else axis
             good = good and size == wanted
         if not good:
-            have = {s: n for s, n in known.items() if s in declared}
+            have = {symbol: size for symbol, size in kept.items() if symbol in declared}
             raise ValueError(
                 f"field {field.name}: shape {shape} is not {declared}"
                 + (f" with {have}" * bool(have))
