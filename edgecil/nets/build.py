@@ -15,6 +15,7 @@ from edgecil.errors import UsageError, WorkspaceError
 from edgecil.nets.heads import CosineHead, LinearHead
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.resnet import RESNETS, ResNet
+from edgecil.nets.taps import freeze
 
 Tree = dict[str, tuple[int, ...]]
 HEADS = {"linear": LinearHead, "cosine": CosineHead}
@@ -62,12 +63,6 @@ def build(spec: NetSpec, classes: int) -> Net:
     return Net(spec, backbone, HEADS[spec.head](backbone.feature_dim, classes, spec.width))
 
 
-def _outline(spec: NetSpec, classes: int) -> Net:
-    """Return the network without memory for its values."""
-    with torch.device("meta"):
-        return build(spec, classes).eval()
-
-
 def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
     """Return trees of array shapes by name, for the memory plan; nothing is allocated.
 
@@ -75,7 +70,8 @@ def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
     variance of every batch norm, ``backbone`` the parameters below the head and ``parameters``
     all of them.
     """
-    net = _outline(spec, classes)
+    with torch.device("meta"):
+        net = build(spec, classes)
     trees: dict[str, Tree] = {"conv-weights": {}, "batchnorm": {}}
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -88,21 +84,22 @@ def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
     return {**trees, "backbone": below, "parameters": every}
 
 
-def multiply_adds(spec: NetSpec, classes: int, size: int) -> int:
+def multiply_adds(net: Net, size: int) -> int:
     """Return the multiply-adds of convolutions and head for one image of ``size`` pixels."""
-    net = _outline(spec, classes)
-    total = net.head.weight.numel()  # type: ignore[operator]
+    trial = freeze(net).cpu().float()
+    total = int(trial.head.weight.numel())  # type: ignore[operator, union-attr]
 
     def count(module: nn.Module, args: Any, output: Tensor) -> None:
         nonlocal total
         assert isinstance(module, nn.Conv2d)
         total += module.weight[0].numel() * output.numel()
 
-    for module in net.modules():
+    for module in trial.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
-    net(torch.empty(1, 3, size, size, device="meta"))
-    return int(total)
+    with torch.no_grad():
+        trial(torch.zeros(1, 3, size, size))
+    return total
 
 
 def _stored(net: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from edgecil.nets.precision import full_precision
 EPSILON = 1e-12  # of torch.nn.functional.normalize: below it a vector has no direction
 
 
-def _extended(old: nn.Parameter, fresh: Tensor) -> nn.Parameter:
+def _extended(old: Tensor, fresh: Tensor) -> nn.Parameter:
     rows = torch.cat([old.detach(), fresh.detach().to(old)])
     return nn.Parameter(rows, requires_grad=old.requires_grad)
 
@@ -37,7 +37,7 @@ class GrowingHead(nn.Module):
         self.classes = 0
         rows = nn.Linear(features, classes if width is None else width, bias)
         self.weight = rows.weight
-        self.bias: nn.Parameter | None = rows.bias if bias else None
+        self.bias: Tensor | None = rows.bias if bias else None
         self._use(classes)
 
     @property

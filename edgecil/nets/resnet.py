@@ -59,7 +59,9 @@ class Conv(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         """Draw the weights from the global generator."""
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        # There is nothing to draw without memory, and trying makes torch import its compiler.
+        if not self.weight.is_meta:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
 
 class PadShortcut(nn.Module):
