@@ -39,7 +39,7 @@ from edgecil.memory.fields import Field
 from edgecil.memory.store import Store
 from edgecil.nets.net import Net, Outputs
 from edgecil.nets.rules import ArgmaxRule, Rule
-from edgecil.settings import Optim, Training
+from edgecil.settings import Augment, Optim, Training
 
 Groups = tuple[str, ...]
 STUDENT: Groups = ("backbone", "head")
@@ -227,6 +227,7 @@ class Origin:
     method: str | None
     """None after ``init`` from a foreign model."""
     head_kind: str
+    rule_kind: str
     kept_fields: tuple[str, ...]
 
 
@@ -269,8 +270,64 @@ class Recipe:
     rule: Callable[[Context], Rule] = argmax_rule
     adopt: Callable[[Origin], str | None] = needs_nothing
     """Returns why the method cannot continue from an origin, or None when it can."""
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     """Defaults that suit this method; the user's settings override them."""
+    fresh_start: bool = False
+    """True when every increment starts from random weights."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A paper's settings for a method, as far as the paper or its code gives them."""
+
+    training: Training
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arch: str | None = None
+    head_width: int | None = None
+    augment: Augment | None = None
+
+
+def one_phase(step: Step, view: View = "new") -> Callable[[Setup], tuple[Phase, ...]]:
+    """Return the phases of a method that trains the whole network once per increment."""
+    return lambda setup: (Phase("train", step, setup.training, view),)
+
+
+def ce_span(ctx: Context, scope: str) -> slice:
+    """Return the head rows that a softmax cross-entropy of ``scope`` (``new``, ``seen``) uses.
+
+    Over one new class it would be identically zero: then it runs over all seen classes.
+    """
+    classes = ctx.classes
+    if scope == "new" and classes.new == 1 and classes.old:
+        ctx.note("one new class: the cross-entropy runs over all seen classes (ce_scope=seen)")
+        scope = "seen"
+    return slice(classes.old if scope == "new" else 0, classes.seen)
+
+
+def needs_head(*kinds: str) -> Callable[[Origin], str | None]:
+    """Return an ``adopt`` that accepts networks whose logits are of one of ``kinds``."""
+
+    def adopt(origin: Origin) -> str | None:
+        if origin.head_kind in kinds:
+            return None
+        wanted = " or ".join(kinds)
+        return f"its distillation needs {wanted} outputs, the model has {origin.head_kind} ones"
+
+    return adopt
+
+
+def class_means(ctx: Context, images: ImageSet, start: int, *, mirror: bool = False) -> Tensor:
+    """Return unit-norm means ``(C - start, D)`` of normalised features for classes from ``start``.
+
+    With ``mirror`` the features of the flipped images enter the mean too (iCaRL's code).
+    """
+    labels = images.labels.to(ctx.device) - start
+    features = [ctx.features(images)] + ([ctx.features(images, mirror=True)] if mirror else [])
+    count = ctx.classes.seen - start
+    total = torch.zeros(count, features[0].shape[1], device=ctx.device)
+    for part in features:
+        total.index_add_(0, labels, nn.functional.normalize(part))
+    return nn.functional.normalize(total)
 
 
 def option(
@@ -282,7 +339,8 @@ def option(
     choices: tuple[str, ...] | None = None,
 ) -> Any:
     """Return a dataclass field of a method option with its range ``[low, high]`` or choices."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    limits = {"help": help, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=limits)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -294,9 +352,10 @@ def nearest(name: str, known: list[str]) -> str:
 def _convert(name: str, text: Any, default: Any) -> Any:
     if not isinstance(text, str) or isinstance(default, str):
         return text
+    truth = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
     try:
         if isinstance(default, bool):
-            return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
+            return truth[text.lower()]
         return type(default)(text)
     except (KeyError, ValueError):
         raise UsageError(f"option {name}: {text!r} is not a {type(default).__name__}") from None

@@ -31,7 +31,8 @@ def format_bytes(count: float) -> str:
     """Return ``count`` bytes with a unit of powers of ten, such as ``"1.85 MB"``."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if abs(count) >= factor:
-            return f"{count / factor:.3g} {unit}" if count < 999.5 * factor else f"{count / factor:.0f} {unit}"
+            digits = f"{count / factor:.3g}" if count < 999.5 * factor else f"{count / factor:.0f}"
+            return f"{digits} {unit}"
     return f"{count:.0f} B"
 
 

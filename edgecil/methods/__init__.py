@@ -1,0 +1,1 @@
+"""One file per method; `edgecil.registry` finds them by reading this folder."""

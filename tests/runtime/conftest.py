@@ -102,8 +102,9 @@ class Layers:
     def __init__(self, graph, int8):
         self.graph, self.int8 = graph, int8
         if int8:
+            # Zero point 0: quantising clips at 0, so it is the rectifier as well.
             self.scale = graph.constant(np.float32(0.05))
-            self.zero = graph.constant(np.uint8(128))
+            self.zero = graph.constant(np.uint8(0))
 
     def quantised(self, x, count):
         if not self.int8:
@@ -121,8 +122,14 @@ class Layers:
         zeros = self.graph.constant(np.zeros(shape[0], np.int8))
         return self.graph.add("DequantizeLinear", [w, scales, zeros], axis=0)
 
-    def bias(self, width):
-        return self.graph.constant(np.zeros(width, np.float32))
+    def bias(self, width, fan):
+        if not self.int8:
+            return self.graph.constant(np.zeros(width, np.float32))
+        bias = self.graph.constant(np.zeros(width, np.int32))
+        # Exactly input scale times weight scale, or onnxruntime does not fuse the convolution.
+        scales = self.graph.constant(np.float32(0.05) * np.full(width, 0.03 * fan**-0.5, "f4"))
+        zeros = self.graph.constant(np.zeros(width, np.int32))
+        return self.graph.add("DequantizeLinear", [bias, scales, zeros], axis=0)
 
     def conv(self, x, cin, cout, side, kernel=3, stride=1, relu=True):
         """Return (output, its side); between fused int8 nodes a value takes one byte."""
@@ -131,14 +138,23 @@ class Layers:
         w = self.weight((cout, cin, kernel, kernel))
         count = cout * side * side
         nbytes = 0 if self.int8 else 4 * count
-        x = self.graph.add("Conv", [x, w, self.bias(cout)], nbytes, strides=[stride] * 2, pads=pads)
-        if relu:
-            x = self.graph.add("Relu", [x])
+        x = self.graph.add(
+            "Conv",
+            [x, w, self.bias(cout, cin * kernel**2)],
+            nbytes,
+            strides=[stride] * 2,
+            pads=pads,
+        )
+        if relu and not self.int8:
+            x = self.graph.add("Relu", [x], nbytes)
         return self.quantised(x, count), side
 
     def sum(self, x, y, count):
-        x = self.graph.add("Add", [x, y], 0 if self.int8 else 4 * count)
-        return self.quantised(self.graph.add("Relu", [x]), count)
+        nbytes = 0 if self.int8 else 4 * count
+        x = self.graph.add("Add", [x, y], nbytes)
+        if not self.int8:
+            x = self.graph.add("Relu", [x], nbytes)
+        return self.quantised(x, count)
 
 
 def residual_model(widths, blocks, size, resize, classes, int8, stem=3, fixed=False):
@@ -161,14 +177,14 @@ def residual_model(widths, blocks, size, resize, classes, int8, stem=3, fixed=Fa
             stride = 2 if stage and not block else 1
             y, after = layers.conv(x, cin, cout, side, 3, stride)
             y, _ = layers.conv(y, cout, cout, after, 3, 1, relu=False)
-            if cin != cout:
+            if cin != cout or stride > 1:
                 x, _ = layers.conv(x, cin, cout, side, 1, stride, relu=False)
             x, cin, side = layers.sum(x, y, cout * after * after), cout, after
     x = graph.add("GlobalAveragePool", [x], 4 * cin)
     x = graph.add("Flatten", [x], 4 * cin)
     x = layers.quantised(x, cin)
-    x = graph.add("Gemm", [x, layers.weight((classes, cin)), layers.bias(classes)], 4 * classes,
-                  transB=1)  # fmt: skip
+    weight, bias = layers.weight((classes, cin)), layers.bias(classes, cin)
+    x = graph.add("Gemm", [x, weight, bias], 4 * classes, transB=1)
     shape = [1, size, size, 3] if fixed else [1, "H", "W", 3]
     data = graph.model("scores", classes, shape)
     return data, graph.weights_bytes, graph.planned_bytes()

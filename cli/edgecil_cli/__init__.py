@@ -1,0 +1,1 @@
+"""The command line of edgecil: a thin skin over :mod:`edgecil.api`."""

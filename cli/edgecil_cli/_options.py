@@ -1,0 +1,70 @@
+"""Options that mean the same in every command, and what completes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgecil import registry
+from edgecil.errors import EdgecilError
+from edgecil.workspace import Workspace
+
+EXPERT = "Expert options"
+MEMORY = "Memory kept between increments (one of the three)"
+
+
+def complete_method(incomplete: str) -> list[tuple[str, str]]:
+    """Return the methods, or after ``host+`` the plug-ins, that begin so, with summaries."""
+    host, plus, begun = incomplete.rpartition("+")
+    kind = "plug-in" if plus else "method"
+    return [
+        (f"{host}{plus}{name}", info.summary)
+        for name, info in registry.methods().items()
+        if info.kind == kind and name.startswith(begun)
+    ]
+
+
+def complete_version(incomplete: str) -> list[tuple[str, str]]:
+    """Return the versions of the workspace in reach, with method and number of classes."""
+    workspace = Workspace.find()
+    found = []
+    for number in workspace.versions():
+        try:
+            manifest = workspace.manifest(number)
+        except EdgecilError:
+            continue
+        found.append((str(number), f"{manifest.method}, {len(manifest.classes)} classes"))
+    return [item for item in found if item[0].startswith(incomplete)]
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Return the usual names of devices."""
+    return [name for name in ("auto", "cpu", "cuda:0") if name.startswith(incomplete)]
+
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The workspace; default: .edgecil here or in a parent folder, "
+        "or EDGECIL_WORKSPACE.",
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="Where to compute: cpu, cuda:0, auto.",
+        autocompletion=complete_device,
+    ),
+]  # fmt: skip
+VersionOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="A version other than the current one.",
+        autocompletion=complete_version,
+    ),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the one value only.")]

@@ -1,0 +1,189 @@
+"""What the commands do, as functions; the command line is a thin skin over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from edgecil import learning, planning
+from edgecil.data.decode import decode, load
+from edgecil.data.images import ImageSet
+from edgecil.data.source import align, folded, scan
+from edgecil.engine.compute import Compute, pick_device
+from edgecil.engine.events import Listener, Stage, ignore
+from edgecil.errors import DataError
+from edgecil.evaluation import Evaluation, evaluate_images, scores
+from edgecil.learning import LearnResult
+from edgecil.planning import LearnPlan
+from edgecil.prepare import load_version, prepare
+from edgecil.request import LearnRequest
+from edgecil.workspace import Workspace
+
+if TYPE_CHECKING:
+    from edgecil.export.export import ExportReport
+    from edgecil.reporting import MemoryReport
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class of one image and the best scores, best first."""
+
+    path: Path
+    label: str
+    score: float
+    best: tuple[tuple[str, float], ...]
+
+
+def _request(new_data: PathLike, method: str | None, settings: dict[str, Any]) -> LearnRequest:
+    return LearnRequest(str(Path(new_data).absolute()), method, **settings)
+
+
+def learn(
+    new_data: PathLike | None = None,
+    *,
+    method: str | None = None,
+    workspace: PathLike | None = None,
+    resume: bool = False,
+    discard: bool = False,
+    time_limit: float | None = None,
+    listener: Listener = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> LearnResult:
+    """Return the new version after learning the classes in the folder ``new_data``.
+
+    ``settings`` are fields of :class:`edgecil.request.LearnRequest`. ``resume=True`` continues
+    an interrupted run and takes no others.
+
+    Raises:
+        Interrupted: stopped by ``should_stop`` or after ``time_limit`` seconds.
+        EdgecilError: it cannot be done; the workspace is as it was.
+    """
+    request = None if resume or new_data is None else _request(new_data, method, settings)
+    return learning.learn(
+        request, Workspace.find(workspace), resume=resume, discard=discard,
+        time_limit=time_limit, listener=listener, should_stop=should_stop,
+    )  # fmt: skip
+
+
+def plan(
+    new_data: PathLike,
+    *,
+    method: str | None = None,
+    workspace: PathLike | None = None,
+    listener: Listener = ignore,
+    **settings: Any,
+) -> LearnPlan:
+    """Return what :func:`learn` with the same arguments would do and cost; nothing is written.
+
+    Raises:
+        EdgecilError: it cannot be done.
+    """
+    job = prepare(_request(new_data, method, settings), Workspace.find(workspace), listener)
+    return planning.make_plan(job, learning.choose_compute(job))
+
+
+def evaluate(
+    data: PathLike,
+    *,
+    workspace: PathLike | None = None,
+    version: int | None = None,
+    device: str = "auto",
+    skip_bad: bool = False,
+    ignore_unknown: bool = False,
+) -> Evaluation:
+    """Return the accuracy of a version on a folder of class folders.
+
+    Raises:
+        DataError: the folder has classes that the version does not know (unless ignored).
+    """
+    manifest, model = load_version(Workspace.find(workspace), version)
+    folder = scan(data)
+    known = {folded(name) for name in manifest.names}
+    strange = [name for name in folder.classes if folded(name) not in known]
+    if strange and not ignore_unknown:
+        raise DataError(
+            f"{folder.root} has classes that the model does not know: {', '.join(strange[:5])}",
+            hint="leave them out with --ignore-unknown",
+        )
+    images = load(align(folder, manifest.names), manifest.input, skip_bad=skip_bad).images
+    compute = Compute(str(pick_device(device)), torch.get_num_threads(), "float32")
+    return evaluate_images(model, images, manifest.input, compute, manifest.names, manifest.groups)
+
+
+def predict(
+    images: Sequence[PathLike],
+    *,
+    workspace: PathLike | None = None,
+    version: int | None = None,
+    device: str = "auto",
+    top: int = 5,
+) -> list[Prediction]:
+    """Return the class of every image file, and its ``top`` best scores.
+
+    Raises:
+        DataError: a file cannot be read as an image.
+    """
+    manifest, model = load_version(Workspace.find(workspace), version)
+    paths = [Path(image) for image in images]
+    decoded = decode(paths, manifest.input.resize)
+    labels = torch.zeros(len(paths), dtype=torch.int64)
+    compute = Compute(str(pick_device(device)), torch.get_num_threads(), "float32")
+    values, _ = scores(
+        model, ImageSet(torch.from_numpy(decoded.pixels), labels), manifest.input, compute
+    )
+    predictions = []
+    for path, row in zip(paths, values, strict=True):
+        order = np.argsort(-row)[:top]
+        best = tuple((manifest.names[i], float(row[i])) for i in order)
+        predictions.append(Prediction(path, *best[0], best))
+    return predictions
+
+
+def report_memory(*, workspace: PathLike | None = None) -> MemoryReport:
+    """Return what every method keeps between the workspace's increments, in bytes.
+
+    Raises:
+        WorkspaceError: there is no workspace.
+    """
+    from edgecil.reporting import report
+
+    return report(Workspace.find(workspace))
+
+
+def export(
+    *,
+    workspace: PathLike | None = None,
+    version: int | None = None,
+    output: PathLike = ".",
+    name: str | None = None,
+    precision: Literal["int8", "fp32"] = "int8",
+    calibrate: str = "recorded",
+    fixed_input: bool = False,
+    test_data: PathLike | None = None,
+    max_drop: float = 1.0,
+    min_agreement: float | None = None,
+    listener: Listener = ignore,
+) -> ExportReport:
+    """Return the report of a bundle written to ``output/<name>-v<n>/``.
+
+    ``calibrate`` is ``recorded`` (ranges stored while learning: no data needed) or a folder of
+    images. With ``test_data`` the drop of accuracy is a gate: at most ``max_drop`` points.
+
+    Raises:
+        VerificationError: a gate failed; nothing is written.
+    """
+    from edgecil.export.export import export_version
+
+    place = Workspace.find(workspace)
+    manifest, model = load_version(place, version)
+    listener(Stage("exporting"))
+    raise NotImplementedError((export_version, model, manifest))

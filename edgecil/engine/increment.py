@@ -1,0 +1,265 @@
+"""One increment from begin to rule: the order of things, for every method alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import ImageSet
+from edgecil.data.loader import evaluation_batches
+from edgecil.data.streams import stream, stream_seed
+from edgecil.engine import state
+from edgecil.engine.events import Note, Stage
+from edgecil.engine.loop import PhaseRun, Session
+from edgecil.exemplars import Budget, build_exemplars
+from edgecil.memory.store import Store
+from edgecil.method import Classes, Context, Phase, Recipe, Setup
+from edgecil.model import Model
+from edgecil.nets.build import build
+from edgecil.nets.net import Net, NetSpec
+from edgecil.nets.taps import freeze
+from edgecil.settings import Training
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that defines an increment besides the images."""
+
+    recipe: Recipe
+    classes: Classes
+    spec: NetSpec
+    training: Training
+    budget: Budget
+    previous: Model | None = None
+    start: Callable[[Net], str] | None = None
+    """Loads pretrained weights into a new network and says what was loaded."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained increment that is not committed yet."""
+
+    model: Model
+    seconds: float
+    images: int
+    """Images trained on, over all epochs and phases."""
+    training_bytes: Mapping[str, int]
+    """Largest bytes of each kind of training memory."""
+    exemplars_per_class: int | None
+
+
+def _seeded_net(task: Task, session: Session) -> Net:
+    """Return the student: the previous network grown by the new classes, or a new one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(session.seed, task.classes.increment, "weights"))
+        if task.previous is None or task.recipe.fresh_start:
+            net = build(task.spec, task.classes.seen)
+            if task.start is not None:
+                session.listener(Note(task.start(net)))
+            return net
+        net = freeze(task.previous.net)
+        net.head.grow(task.classes.new)  # type: ignore[operator]
+        return net
+
+
+def _context(
+    task: Task, sets: dict[str, ImageSet], net: Net, session: Session
+) -> Context:
+    device = session.compute.torch_device
+    said: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            session.listener(Note(text))
+
+    def loader(images: ImageSet) -> Iterator[Tensor]:
+        return evaluation_batches(images, session.preprocess, 512, device)
+
+    def purpose(name: str) -> torch.Generator:
+        return stream(session.seed, task.classes.increment, name)
+
+    previous = task.previous
+    setup = Setup(
+        task.classes, task.training, {name: len(images) for name, images in sets.items()},
+        pretrained=task.start is not None,
+    )  # fmt: skip
+    return Context(
+        setup=setup,
+        net=net,
+        previous=freeze(previous.net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if previous
+        else None,
+        previous_rule=previous.rule if previous else None,
+        kept=previous.kept if previous else Store(()),
+        keeps=Store(task.recipe.fields),
+        sets=sets,
+        device=device,
+        stream=purpose,
+        autocast=session.compute.autocast,
+        loader=loader,
+        note=note,
+    )
+
+
+def _tensor_bytes(modules: Sequence[nn.Module]) -> int:
+    seen = {t.data_ptr() or id(t): t.nbytes for m in modules for t in m.state_dict(keep_vars=True).values()}
+    return sum(seen.values())
+
+
+def measure(ctx: Context, run: PhaseRun | None, session: Session) -> None:
+    """Keep the largest bytes of each kind of training memory."""
+    found = {
+        "teachers": _tensor_bytes(list(ctx.teachers.values())),
+        "modules": _tensor_bytes(list(ctx.modules.values())),
+    }
+    if run is not None:
+        found["optimiser"] = sum(t.nbytes for t in run.optimisers.tensors().values())
+        found["gradients"] = sum(p.nbytes for p in run.optimisers.parameters)
+    for name, size in found.items():
+        session.largest[name] = max(size, session.largest.get(name, 0))
+
+
+def _build_modules(ctx: Context, task: Task, lifetime: tuple[str, ...]) -> None:
+    for spec in task.recipe.modules:
+        if spec.lifetime in lifetime and spec.name not in ctx.modules:
+            ctx.modules[spec.name] = spec.build(ctx).to(ctx.device)
+
+
+def _restore(ctx: Context, saved: state.Saved) -> None:
+    ctx.net.load_state_dict(saved.part("net"))
+    for name, module in ctx.modules.items():
+        module.load_state_dict(saved.part(f"module:{name}"))
+    for name in saved.extra_teachers:
+        ctx.teachers[name] = freeze(ctx.net)
+        ctx.teachers[name].load_state_dict(saved.part(f"teacher:{name}"))
+
+
+def _run_phases(
+    ctx: Context, task: Task, phases: tuple[Phase, ...], session: Session, saved: state.Saved | None
+) -> None:
+    for number, phase in enumerate(phases):
+        if saved is not None and number < saved.phase:
+            continue
+        resumed = saved if saved is not None and number == saved.phase else None
+        _build_modules(ctx, task, (phase.name,))
+        if resumed is not None:
+            _restore(ctx, resumed)
+        else:
+            phase.prepare(ctx)
+        run = PhaseRun(ctx, phase, number, session)
+        if resumed is not None:
+            run.optimisers.load(resumed.part("optimiser"))
+        run.run(resumed.step if resumed else 0)
+        measure(ctx, run, session)
+        for spec in task.recipe.modules:
+            if spec.lifetime == phase.name:
+                ctx.modules.pop(spec.name)
+
+
+def _select(
+    ctx: Context, task: Task, paths: Sequence[Path] | None, session: Session
+) -> int | None:
+    """Choose, encode and store exemplars; ``ctx.sets["exemplars"]`` is what decodes again."""
+    selection = task.recipe.selection
+    if selection is None:
+        return None
+    session.listener(Stage("choosing exemplars"))
+    new = ctx.sets["new"]
+    features = None if selection.everything else ctx.features(new).cpu()
+    labels = new.labels.cpu()
+    ranked = []
+    for label in range(task.classes.old, task.classes.seen):
+        rows = torch.nonzero(labels == label)[:, 0]
+        if features is None:
+            ranked.append(rows.numpy())
+        else:
+            generator = ctx.stream(f"rank-{label}")
+            ranked.append(rows[selection.rank(features[rows], len(rows), generator)].numpy())
+    count = build_exemplars(
+        ctx.kept, ctx.keeps, new.pixels.cpu().numpy(), ranked, task.budget, paths=paths
+    )
+    ctx.sets["exemplars"] = exemplar_images(ctx.keeps).to(ctx.device)
+    return count
+
+
+def exemplar_images(store: Store) -> ImageSet:
+    """Return the exemplars of a store as they decode from its bytes; labels by class order.
+
+    Raises:
+        DataError: an image that is kept by reference is gone or changed.
+    """
+    pixels = torch.from_numpy(store.read("exemplars.images"))
+    counts = torch.from_numpy(store.read("exemplars.counts").astype("int64"))
+    return ImageSet(pixels, torch.repeat_interleave(torch.arange(len(counts)), counts))
+
+
+def begin(
+    task: Task, sets: dict[str, ImageSet], session: Session
+) -> tuple[Context, tuple[Phase, ...]]:
+    """Return the context at the start of an increment and the phases to come.
+
+    The result depends on the arguments alone, so that a resumed run begins alike.
+    """
+    device = session.compute.torch_device
+    net = _seeded_net(task, session).to(device)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ctx = _context(task, sets, net, session)
+    torch.manual_seed(stream_seed(session.seed, task.classes.increment, "begin"))
+    task.recipe.begin(ctx)
+    ctx.teachers = task.recipe.teachers(ctx)
+    session.first_teachers = tuple(ctx.teachers)
+    _build_modules(ctx, task, ("increment", "kept"))
+    measure(ctx, None, session)
+    return ctx, task.recipe.phases(ctx.setup)
+
+
+def feature_dim(spec: NetSpec) -> int:
+    """Return D, the length of the feature vector of a network, without allocating it."""
+    with torch.device("meta"):
+        return build(spec, 1).feature_dim
+
+
+def train(
+    task: Task,
+    sets: dict[str, ImageSet],
+    session: Session,
+    *,
+    saved: state.Saved | None = None,
+    paths: Sequence[Path] | None = None,
+) -> Outcome:
+    """Return the trained increment of ``task``.
+
+    ``sets`` holds ``new`` and ``kept`` images; ``paths`` are the files of ``new``, for methods
+    that keep references; ``saved`` continues an interrupted run.
+
+    Raises:
+        Interrupted: a stop was asked for; the run state is in ``session.folder``.
+        TrainingError: a loss term became NaN or infinite.
+        BudgetError: not one exemplar per class fits.
+    """
+    if saved is not None:
+        session.seconds, session.images = saved.seconds, saved.images
+    with torch.random.fork_rng(devices=_cuda_devices(session.compute.torch_device)):
+        ctx, phases = begin(task, sets, session)
+        _run_phases(ctx, task, phases, session, saved)
+    start = time.monotonic()
+    ctx.net.eval()
+    ctx.net.requires_grad_(False)
+    per_class = _select(ctx, task, paths, session)
+    task.recipe.end(ctx)
+    rule = task.recipe.rule(ctx).eval()
+    session.seconds += time.monotonic() - start
+    model = Model(ctx.net, rule, ctx.keeps)
+    largest: dict[str, Any] = dict(session.largest)
+    return Outcome(model, session.seconds, session.images, largest, per_class)
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    return [] if device.type != "cuda" else [device.index or 0]

@@ -1,0 +1,209 @@
+"""Writing a bundle: graph, calibration, int8, gates, and only then the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgecil_runtime import bundle
+from edgecil_runtime.errors import RuntimeFault
+from edgecil_runtime.images import MAX_PIXELS
+from edgecil_runtime.manifest import (
+    Label,
+    Manifest,
+    MemoryNeed,
+    Preprocessing,
+    Requirements,
+    check_file_name,
+)
+from onnx import ModelProto
+from torch import Tensor
+
+from edgecil._version import __version__
+from edgecil.data.images import ImageSet
+from edgecil.errors import EdgecilError, UsageError, VerificationError
+from edgecil.export.calibrate import as_array, calibrate
+from edgecil.export.footprint import activation_bytes, weights_bytes
+from edgecil.export.gates import Gates, verified
+from edgecil.export.graph import (
+    IR_VERSION,
+    OPSET,
+    core_graph,
+    with_front,
+    with_metadata,
+)
+from edgecil.export.packages import require_onnxruntime
+from edgecil.export.quantise import Ranges, quantise
+from edgecil.export.report import ExportReport
+from edgecil.export.sessions import Pixels
+from edgecil.export.task import Precision, Task
+from edgecil.nets.net import Net
+from edgecil.nets.rules import Rule
+from edgecil.settings import Preprocess
+
+OLDEST_ONNXRUNTIME = "1.16"
+MIN_AGREEMENT = 0.9
+MAX_DROP = 1.0
+
+
+def export_version(
+    net: Net,
+    rule: Rule,
+    preprocess: Preprocess,
+    labels: Sequence[tuple[str, int]],
+    *,
+    name: str,
+    version: int,
+    parent: int | None,
+    method: str,
+    output: Path,
+    ranges: Ranges | None = None,
+    calibration: Path | Pixels | Tensor | None = None,
+    test: ImageSet | None = None,
+    precision: Precision = "int8",
+    fixed_input: bool = False,
+    max_drop: float = MAX_DROP,
+    min_agreement: float = MIN_AGREEMENT,
+    max_pixels: int = MAX_PIXELS,
+) -> ExportReport:
+    """Return the report of the bundle written to ``output/<name>-v<version>/``.
+
+    ``labels`` are (name, increment) in order of the scores. Int8 takes its ranges from
+    ``calibration`` (a folder, or stored images ``(N, R, R, 3)``) or else from recorded
+    ``ranges``. ``test`` images turn the drop of accuracy into a gate: at most ``max_drop``
+    percentage points for old, new and all classes.
+
+    Raises:
+        VerificationError: a gate failed; nothing was written.
+        UsageError: int8 without ranges and images, a bad name, or the bundle is there already.
+        DependencyMissing: onnxruntime is not installed.
+        EdgecilError: the disk is full or not writable; nothing stays behind.
+    """
+    task = Task(
+        net, rule, preprocess, tuple(labels), name, version, parent, method, precision,
+        fixed_input, max_pixels,
+    )  # fmt: skip
+    require_onnxruntime()
+    _check(task, output, ranges, calibration)
+    with task.stage("graph"):
+        core = core_graph(net, rule, preprocess)
+        fp32 = with_front(core, preprocess, fixed_input=fixed_input)
+        with_metadata(fp32, task.metadata())
+    source: dict[str, Any] = {"source": "none"}
+    shipped = fp32
+    if precision == "int8":
+        with task.stage("calibrate"):
+            ranges, source = _ranges(core, preprocess, ranges, calibration, max_pixels)
+        with task.stage("quantise"):
+            shipped = quantise(fp32, ranges)
+    with task.stage("verify"):
+        gates = verified(task, fp32, shipped, calibration, test, max_drop, min_agreement)
+    with task.stage("write"):
+        return _write(task, fp32, shipped, source, gates, output)
+
+
+def _check(task: Task, output: Path, ranges: Ranges | None, calibration: object) -> None:
+    try:
+        check_file_name(task.name)
+    except RuntimeFault as error:
+        raise UsageError(f"bundle name {task.name!r}: {error.message}") from None
+    target = output / f"{task.name}-v{task.version}"
+    if target.exists():
+        raise UsageError(
+            f"{target} is there already", hint=f"remove it (rm -r {target}) or give another -o DIR"
+        )
+    if task.precision == "int8" and not ranges and calibration is None:
+        raise UsageError(
+            "int8 needs activation ranges, and this version has none recorded",
+            hint="give a folder of images: --calibrate DIR, or export with --fp32",
+        )
+
+
+def _ranges(
+    core: ModelProto,
+    preprocess: Preprocess,
+    ranges: Ranges | None,
+    calibration: Path | Pixels | Tensor | None,
+    max_pixels: int,
+) -> tuple[Ranges, dict[str, Any]]:
+    if calibration is None:
+        return ranges or {}, {"source": "recorded"}
+    folder = isinstance(calibration, Path)
+    images = calibration if isinstance(calibration, Path) else as_array(calibration)
+    found = calibrate(core, preprocess, images, max_pixels=max_pixels)
+    return found.ranges, {
+        "source": "folder" if folder else "images",
+        "images": found.images,
+        "peak_rss_bytes": found.peak_rss_bytes,
+    }
+
+
+def _write(
+    task: Task,
+    fp32: ModelProto,
+    shipped: ModelProto,
+    source: Mapping[str, Any],
+    gates: Gates,
+    output: Path,
+) -> ExportReport:
+    files = {
+        bundle.MODEL: shipped.SerializeToString(deterministic=True),
+        bundle.SELFTEST: bundle.encode_selftest(gates.selftest),
+    }
+    report = ExportReport(
+        path=output / f"{task.name}-v{task.version}",
+        name=task.name,
+        version=task.version,
+        method=task.method,
+        precision=task.precision,
+        fixed_input=task.fixed_input,
+        labels=task.labels,
+        file_bytes={name: len(data) for name, data in files.items()},
+        fp32_bytes=fp32.ByteSize(),
+        parity=gates.parity,
+        agreement=gates.agreement,
+        accuracy=gates.accuracy,
+        latency_ms=gates.latency_ms,
+        weights_bytes=weights_bytes(shipped),
+        activation_bytes=activation_bytes(shipped, task.preprocess),
+        calibration=dict(source),
+        seconds=task.seconds,
+    )
+    manifest = _manifest(task, report).to_json()
+    del manifest["files"]
+    try:
+        bundle.write_bundle(output, manifest, files)
+    except OSError as error:
+        raise EdgecilError(f"cannot write {report.path}: {error.strerror or error}") from None
+    except RuntimeFault as error:
+        raise VerificationError(error.message, hint=error.hint) from None
+    return report
+
+
+def _manifest(task: Task, report: ExportReport) -> Manifest:
+    preprocess = task.preprocess
+    return Manifest(
+        name=task.name,
+        version=task.version,
+        parent=task.parent,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        edgecil_version=__version__,
+        method=task.method,
+        labels=tuple(Label(*label) for label in task.labels),
+        preprocess=Preprocessing(
+            preprocess.size, preprocess.resize, preprocess.mean, preprocess.std
+        ),
+        score_kind=task.rule.score_kind,
+        precision=task.precision,
+        fixed_input=task.fixed_input,
+        input_name="image",
+        output_name="scores",
+        max_pixels=task.max_pixels,
+        requires=Requirements(OLDEST_ONNXRUNTIME, OPSET, IR_VERSION),
+        memory=MemoryNeed(report.weights_bytes, report.activation_bytes),
+        calibration=report.calibration,
+        measured=report.measured(),
+        files={},
+    )

@@ -1,0 +1,98 @@
+"""The gates in order, on real images where there are any and on noise otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgecil_runtime.bundle import SelfTest
+from edgecil_runtime.images import fit_square, read_image
+from onnx import ModelProto
+from torch import Tensor
+
+from edgecil.data.images import ImageSet
+from edgecil.errors import DataError
+from edgecil.export import verify
+from edgecil.export.calibrate import IMAGES, as_array, image_files, spread
+from edgecil.export.graph import core_module
+from edgecil.export.sessions import Pixels, latency_ms, noise_images, open_session, scores
+from edgecil.export.task import Task
+
+_PROBES = 32  # images of the comparison with torch
+_TESTS = 2000  # test images used at most
+_SELFTEST = 4
+
+
+@dataclass(frozen=True)
+class Gates:
+    parity: verify.Comparison
+    agreement: verify.Comparison | None
+    accuracy: dict[str, verify.Accuracy] | None
+    latency_ms: dict[str, float]
+    selftest: SelfTest
+
+
+def verified(
+    task: Task,
+    fp32: ModelProto,
+    shipped: ModelProto,
+    calibration: Path | Pixels | Tensor | None,
+    test: ImageSet | None,
+    max_drop: float,
+    min_agreement: float,
+) -> Gates:
+    squares, basis = _probe(task, calibration, test)
+    graphs = {"fp32": open_session(fp32)}
+    if shipped is not fp32:
+        graphs["int8"] = open_session(shipped)
+    last = list(graphs.values())[-1]
+    inputs = task.inputs(squares)
+    wide = scores(graphs["fp32"], inputs)
+    verify.check_labels(len(task.labels), wide)
+    expected = verify.torch_scores(
+        core_module(task.net, task.rule), task.preprocess, squares[:_PROBES]
+    )
+    parity = verify.check_parity(expected, wide[:_PROBES], basis)
+    agreement = accuracy = None
+    narrow = wide
+    if "int8" in graphs:
+        narrow = scores(graphs["int8"], inputs)
+        agreement = verify.check_agreement(wide, narrow, basis, min_agreement)
+    if test is not None:
+        truth = spread(test.labels.cpu().numpy(), _TESTS)
+        accuracy = verify.check_accuracy(wide, narrow, truth, task.first_new, max_drop)
+    times = {name: latency_ms(session, inputs[0]) for name, session in graphs.items()}
+    selftest = _selftest(task, graphs["fp32"], last)
+    return Gates(parity, agreement, accuracy, times, selftest)
+
+
+def _probe(
+    task: Task, calibration: Path | Pixels | Tensor | None, test: ImageSet | None
+) -> tuple[Pixels, verify.Basis]:
+    # Stored images (N, R, R, 3) to compare the graphs on: real ones where there are any.
+    side = task.preprocess.resize
+    if test is not None:
+        if not len(test):
+            raise DataError("the test data holds no image")
+        return spread(as_array(test.pixels), _TESTS), "real"
+    if isinstance(calibration, Path):
+        files = spread(image_files(calibration), _PROBES)
+        images = [fit_square(read_image(path, task.max_pixels), side) for path in files]
+        return np.stack(images), "real"
+    if calibration is not None:
+        return spread(as_array(calibration), IMAGES), "real"
+    return noise_images(_PROBES, side, side), "noise"
+
+
+def _selftest(task: Task, fp32: Any, shipped: Any) -> SelfTest:
+    # Another size than the network's, so that the resize in the graph is tested too. A device
+    # may round differently, but not by more than int8 differs from float32.
+    resize, size = task.preprocess.resize, task.preprocess.size
+    sides = (size, size) if task.fixed_input else (resize + resize // 4 + 1, resize + resize // 2)
+    images = noise_images(_SELFTEST, *sides)
+    expected, answer = scores(fp32, images), scores(shipped, images)
+    rounding = verify.PARITY * max(1.0, float(np.abs(answer).max()))
+    tolerance = max(rounding, float(np.abs(expected - answer).max()))
+    return SelfTest(images, answer, tolerance)

@@ -1,0 +1,170 @@
+"""From folders of images to decoded sets with the labels of the workspace."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgecil.data.decode import load, split_validation
+from edgecil.data.images import ImageSet, concat
+from edgecil.data.resident import place
+from edgecil.data.source import ImageFolder, align, check_new, fingerprint, scan
+from edgecil.data.streams import stream
+from edgecil.engine.events import Listener, Stage
+from edgecil.errors import DataError, UsageError
+from edgecil.nets.build import auto_arch
+from edgecil.request import LearnRequest
+from edgecil.settings import CIFAR, IMAGENET, Preprocess
+from edgecil.workspace import VersionManifest
+
+Say = Callable[[str], None]
+PROBE = 64
+"""Images whose size is looked at to choose a network."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of an increment, decoded."""
+
+    folder: ImageFolder
+    """Where they come from, classes in order of introduction."""
+    new: ImageSet
+    held_out: ImageSet | None
+    """Images of the new classes set aside by ``--val-fraction``."""
+    paths: Sequence[Path]
+    """Files of ``new``, in order."""
+    fingerprint: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """New classes, in order of introduction."""
+        return self.folder.classes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files of ``new``."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def sample(self, count: int) -> NDArray[np.uint8]:
+        """Return up to ``count`` stored images ``(n, R, R, 3)``, evenly spread over the set."""
+        last = len(self.new) - 1
+        rows = np.unique(np.linspace(0, last, min(count, last + 1)).astype(np.int64))
+        chosen = torch.from_numpy(rows).to(self.new.pixels.device)
+        pixels: NDArray[np.uint8] = self.new.pixels[chosen].cpu().numpy()
+        return pixels
+
+
+def scan_new(request: LearnRequest, parent: VersionManifest | None, say: Say) -> ImageFolder:
+    """Return the folder of new images, its classes in order of introduction.
+
+    Raises:
+        DataError: there is nothing to learn in it, or a class is known already.
+        UsageError: ``class_order`` does not name exactly the classes of the folder.
+    """
+    folder = scan(request.new_data)
+    for note in folder.notes:
+        say(note)
+    check_new(folder.classes, parent.names if parent else ())
+    if request.class_order is None:
+        return folder
+    if sorted(request.class_order) != sorted(folder.classes):
+        raise UsageError("class_order must name exactly the classes of the folder, each once")
+    return dataclasses.replace(align(folder, request.class_order), test=folder.test)
+
+
+def choose_input(
+    request: LearnRequest, folder: ImageFolder, preset_arch: str | None, say: Say
+) -> tuple[Preprocess, str]:
+    """Return how images enter a new network, and its architecture."""
+    size = request.image_size or _input_size(folder)
+    arch = request.arch
+    if arch == "auto" and preset_arch is not None:
+        arch = preset_arch
+    elif arch == "auto":
+        arch, why = auto_arch(size)
+        say(why)
+    like = IMAGENET if size >= 96 else CIFAR
+    resize = round(size * like.resize / like.size)
+    return Preprocess(size, resize, like.mean, like.std), arch
+
+
+def _input_size(folder: ImageFolder) -> int:
+    """Return 32, 64 or 224: the usual network input nearest to the images of the folder."""
+    sides = []
+    for path in folder.paths[:: max(1, len(folder) // PROBE)]:
+        # A damaged file is named when it is decoded.
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            sides.append(min(image.size))
+    shorter = statistics.median(sides) if sides else 0
+    return 32 if shorter <= 48 else 64 if shorter < 96 else 224
+
+
+def decode_new(
+    request: LearnRequest,
+    folder: ImageFolder,
+    old: int,
+    preprocess: Preprocess,
+    device: torch.device,
+    say: Say,
+    listener: Listener,
+) -> Images:
+    """Return the decoded new images; their labels are head rows from ``old`` on.
+
+    Raises:
+        DataError: an image is damaged, or a class lost all its images to ``--skip-bad``.
+    """
+
+    def progress(done: int, total: int) -> None:
+        listener(Stage("decoding images", done, total))
+
+    loaded = load(folder, preprocess, skip_bad=request.skip_bad, on_progress=progress)
+    for skipped in loaded.skipped:
+        say(f"skipped: {skipped.reason}")
+    every = ImageSet(loaded.images.pixels, loaded.images.labels + old)
+    paths, held = loaded.paths, None
+    if request.val_fraction:
+        generator = stream(request.seed, "validation", old)
+        rows, held_rows = split_validation(every.labels, request.val_fraction, generator)
+        held = every.subset(held_rows)
+        every, paths = every.subset(rows), tuple(paths[i] for i in rows.tolist())
+    return Images(folder, place(every, device), held, paths, fingerprint(folder))
+
+
+def test_folders(
+    request: LearnRequest, images: Images, parent: VersionManifest | None
+) -> list[Path]:
+    """Return the folders of test images that exist: earlier increments' first, then the new."""
+    recorded = (parent.test or {}).get("folders", []) if parent else []
+    beside = [images.folder.test.root] if images.folder.test else []
+    given = [Path(request.test_data)] if request.test_data else []
+    every = dict.fromkeys(Path(f).absolute() for f in [*recorded, *beside, *given])
+    return [path for path in every if path.is_dir()]
+
+
+def decode_tests(
+    request: LearnRequest,
+    images: Images,
+    parent: VersionManifest | None,
+    names: Sequence[str],
+    preprocess: Preprocess,
+) -> ImageSet | None:
+    """Return all test images of the classes ``names``, or None when there are none.
+
+    Raises:
+        DataError: the folder given as ``--test-data`` is not there.
+    """
+    if request.test_data is not None and not Path(request.test_data).is_dir():
+        raise DataError(f"no folder of test images at {request.test_data}")
+    sets = [] if images.held_out is None else [images.held_out]
+    folders = [align(scan(path), names) for path in test_folders(request, images, parent)]
+    sets.extend(load(folder, preprocess).images for folder in folders)
+    return concat(sets) if sets else None

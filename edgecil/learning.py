@@ -1,0 +1,224 @@
+"""Learning an increment into a workspace: from a request to a committed version."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecil._version import __version__
+from edgecil.engine import increment, state
+from edgecil.engine.compute import Compute, pick_device, pick_threads, time_precision
+from edgecil.engine.distributed import join
+from edgecil.engine.events import Listener, Note, Stage, ignore
+from edgecil.engine.increment import Outcome
+from edgecil.engine.loop import Session
+from edgecil.errors import DependencyMissing, UsageError, WorkspaceError
+from edgecil.evaluation import Evaluation, evaluate_images
+from edgecil.intake import decode_tests, test_folders
+from edgecil.memory.process import peak_memory
+from edgecil.model import Model, classifier_bytes, weight_file
+from edgecil.nets.build import build
+from edgecil.prepare import Job, prepare
+from edgecil.request import LearnRequest
+from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
+
+
+@dataclass(frozen=True)
+class LearnResult:
+    """A committed version."""
+
+    manifest: VersionManifest
+    evaluation: Evaluation | None
+    """Accuracy on the test images, where there were any."""
+    path: Path
+    """Folder of the version."""
+
+
+def learn(
+    request: LearnRequest | None,
+    workspace: Workspace,
+    *,
+    resume: bool = False,
+    discard: bool = False,
+    time_limit: float | None = None,
+    listener: Listener = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> LearnResult:
+    """Return the version that the request taught, after committing it.
+
+    ``resume`` continues the interrupted run (``request`` must then be None), ``discard``
+    throws it away first. ``time_limit`` is in seconds. Under ``torchrun`` all ranks train and
+    the first one writes.
+
+    Raises:
+        Interrupted: stopped by ``should_stop`` or the time limit; resume continues.
+        EdgecilError: whatever else went wrong; the workspace is as it was.
+    """
+    if resume:
+        request, settled = LearnRequest.load(workspace.run)
+    elif request is None:
+        raise UsageError("nothing to learn: no folder of new images was given")
+    else:
+        settled = {}
+    world = join(pick_device(request.device))
+    with workspace.locked() if world.leads else contextlib.nullcontext():
+        if discard and world.leads:
+            workspace.discard_run()
+        world.barrier()
+        if not resume:
+            workspace.refuse_unfinished()
+        job = prepare(request, workspace, listener)
+        _refuse_changes(job, settled)
+        chosen = Compute.from_json(settled["compute"]) if settled else choose_compute(job)
+        compute = world.share(chosen)
+        torch.set_num_threads(compute.threads)
+        if world.leads and not resume:
+            job.request.save(workspace.run, compute=compute.to_json(), **_identity(job))
+        deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+        session = Session(
+            compute, job.preprocess, job.augment, request.seed, world, listener, should_stop,
+            deadline, workspace.run,
+        )  # fmt: skip
+        saved = state.load(workspace.run) if resume else None
+        sets = {"new": job.images.new, "kept": job.kept}
+        outcome = increment.train(job.task, sets, session, saved=saved, paths=job.images.paths)
+        return _finish(job, outcome, workspace, session)
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    parent = job.parent.version if job.parent else None
+    return {"fingerprint": job.images.fingerprint, "parent": parent}
+
+
+def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
+    """Refuse to resume on other images or another version than the run began with."""
+    for name, value in _identity(job).items() if settled else ():
+        if settled[name] != value:
+            what = {"fingerprint": f"the images in {job.request.new_data}"}
+            raise WorkspaceError(
+                f"{what.get(name, 'the current version')} changed since the run was interrupted",
+                hint="edgecil learn --discard --new-data dir/ to start over",
+            )
+
+
+def choose_compute(job: Job) -> Compute:
+    """Return where and how to compute; the precision by timing, unless it is given."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(pick_threads())
+    precision = job.request.precision
+    if precision == "auto":
+        net = build(job.task.spec, job.task.classes.seen)
+        net = net.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        side = job.preprocess.size
+        trial = torch.randn(32, 3, side, side, device=job.device)
+        precision = time_precision(net, trial, job.device)
+    return Compute(str(job.device), torch.get_num_threads(), precision)
+
+
+def _finish(job: Job, outcome: Outcome, workspace: Workspace, session: Session) -> LearnResult:
+    """Evaluate, record ranges, commit: on the leading rank, while the others wait."""
+    path, manifest, evaluation = workspace.path(0), None, None
+    if session.world.leads:
+        evaluation = _evaluate(job, outcome.model, session)
+        model = _with_ranges(job, outcome.model, session.listener)
+        session.listener(Stage("saving"))
+        manifest = _manifest(job, outcome, model, workspace, session, evaluation)
+        kept = model.kept.encode()
+        files = {WEIGHTS: weight_file(model)} | ({MEMORY: kept} if kept else {})
+        workspace.commit(manifest, files)
+    session.world.barrier()
+    if manifest is None:
+        manifest = workspace.manifest()
+    path = workspace.path(manifest.version)
+    return LearnResult(manifest, evaluation, path)
+
+
+def _evaluate(job: Job, model: Model, session: Session) -> Evaluation | None:
+    session.listener(Stage("evaluating"))
+    tests = decode_tests(job.request, job.images, job.parent, job.names, job.preprocess)
+    if tests is None:
+        return None
+    return evaluate_images(
+        model, tests, job.preprocess, session.compute, job.names, job.task.classes.groups
+    )
+
+
+def _with_ranges(job: Job, model: Model, listener: Listener) -> Model:
+    """Return the model with recorded activation ranges, so that int8 export needs no data."""
+    if not job.request.record_ranges:
+        return model
+    from edgecil.export.calibrate import record_ranges
+
+    listener(Stage("recording activation ranges"))
+    pixels = job.images.sample(256)
+    try:
+        ranges = record_ranges(model.net.cpu(), model.rule.cpu(), job.preprocess, pixels)
+    except DependencyMissing as error:
+        job.notes.append(f"no activation ranges were recorded: {error.message}")
+        listener(Note(job.notes[-1]))
+        return model
+    return Model(model.net, model.rule, model.kept, ranges)
+
+
+def _manifest(
+    job: Job, outcome: Outcome, model: Model, workspace: Workspace, session: Session,
+    evaluation: Evaluation | None,
+) -> VersionManifest:  # fmt: skip
+    request, groups = job.request, job.task.classes.groups
+    increments = [i for i, n in enumerate(groups, start=1) for _ in range(n)]
+    rate = outcome.images / outcome.seconds if outcome.seconds else 0.0
+    kept = model.kept.report()
+    return VersionManifest(
+        version=workspace.next_version(),
+        parent=job.parent.version if job.parent else None,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        method=job.recipe.name,
+        options=dict(request.options),
+        classes=[
+            {"name": name, "increment": i} for name, i in zip(job.names, increments, strict=True)
+        ],
+        net=model.net.spec.to_json(),
+        head_kind=job.recipe.head_kind,
+        rule={"kind": model.rule.kind, "score_kind": model.rule.score_kind},
+        preprocess=job.preprocess.to_json(),
+        classifier_bytes=classifier_bytes(model),
+        kept={
+            "bytes": kept.kept_bytes,
+            "fields": kept.fields(),
+            "codec": request.codec,
+            "budget": request.limits,
+            "exemplars_per_class": outcome.exemplars_per_class,
+        },
+        training={
+            **asdict(job.task.training),
+            "seed": request.seed,
+            "preset": request.preset,
+            "new_images": len(job.images.new),
+            "new_image_bytes": job.images.file_bytes,
+            "seconds": outcome.seconds,
+            "images_per_second": rate,
+            "memory_bytes": dict(outcome.training_bytes),
+            "peak_rss_bytes": peak_memory()["peak_rss_bytes"],
+            **session.compute.to_json(),
+        },
+        test=None if evaluation is None else _test_record(job, evaluation),
+        notes=job.notes,
+        edgecil_version=__version__,
+    )
+
+
+def _test_record(job: Job, evaluation: Evaluation) -> dict[str, Any]:
+    """Return accuracies and the folders they came from, for later increments to use again."""
+    wanted = ("top1", "top5", "n", "old", "new", "by_increment")
+    values = evaluation.to_json()
+    folders = [str(f) for f in test_folders(job.request, job.images, job.parent)]
+    return {**{key: values[key] for key in wanted}, "folders": folders}

@@ -1,0 +1,39 @@
+"""Train on all images seen so far: the upper bound, which needs the old folders.
+
+Kept between increments: the path and SHA-256 of every training image. The images themselves
+stay where they are and must still be there, unchanged, at the next increment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgecil.data.images import Batch
+from edgecil.exemplars import keep_all
+from edgecil.losses.classification import cross_entropy
+from edgecil.memory.fields import exemplar_fields
+from edgecil.method import Context, Recipe, Selection, Term, Terms, ce_span, one_phase, option
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``joint``."""
+
+    scratch: bool = option(False, "start each increment from random weights (Omega's oracle)")
+
+
+def step(ctx: Context, batch: Batch) -> Terms:
+    """Return the cross-entropy over all seen classes."""
+    logits = ctx.net(batch.images).logits
+    return {"classification": Term(cross_entropy(logits, batch.labels, ce_span(ctx, "seen")))}
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of joint training."""
+    return Recipe(
+        "joint",
+        phases=one_phase(step, view="new+kept"),
+        fields=exemplar_fields("reference"),
+        selection=Selection(keep_all, everything=True),
+        fresh_start=options.scratch,
+    )

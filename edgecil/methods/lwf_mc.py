@@ -1,0 +1,70 @@
+"""LwF-MC: one sigmoid per class; old units are taught by the previous network's outputs.
+
+iCaRL's training without exemplars, and the baseline of LwM and M2KD. Kept between increments:
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from edgecil.data.images import Batch
+from edgecil.losses.distillation import sigmoid_losses
+from edgecil.method import (
+    Context,
+    Preset,
+    Recipe,
+    Term,
+    Terms,
+    needs_head,
+    one_phase,
+    option,
+    previous_net,
+)
+from edgecil.settings import Optim, Schedule, Training
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``lwf-mc``."""
+
+    reduction: Literal["sum", "mean"] = option(
+        "sum", "add the units up, or average them (iCaRL; wants lr 2.0)", choices=("sum", "mean")
+    )
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return iCaRL's loss on new images."""
+    teacher = ctx.teach("previous", batch.images).logits if ctx.teachers else None
+    logits = ctx.net(batch.images).logits
+    weight = 1.0 if options.reduction == "sum" else 1 / logits.shape[1]
+    losses = sigmoid_losses(logits, batch.labels, ctx.classes.old, teacher)
+    return {name: Term(value, weight) for name, value in losses.items()}
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of LwF-MC."""
+    return Recipe(
+        "lwf-mc",
+        phases=one_phase(partial(step, options)),
+        head_kind="sigmoid",
+        teachers=previous_net,
+        adopt=needs_head("sigmoid"),
+    )
+
+
+_STEPS = Schedule("step", (100 / 250, 150 / 250, 200 / 250))
+PRESETS: Mapping[str, Preset] = {
+    # iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, /5 after epochs 49 and 63.
+    "icarl": Preset(
+        Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2))),
+        options={"reduction": "mean"},
+        arch="resnet32-linear",
+        head_width=100,
+    ),
+    # ABD's baseline: sum over the seen units at lr 0.1.
+    "abd": Preset(Training(250, 128, Optim(0.1, 0.9, 2e-4, _STEPS)), arch="resnet32"),
+}

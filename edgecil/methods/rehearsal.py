@@ -1,0 +1,73 @@
+"""Replay stored exemplars beside the new images, with plain cross-entropy.
+
+Kept between increments: exemplars, chosen at random, and their labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from edgecil.data.images import Batch, ImageSet, concat
+from edgecil.exemplars import random_ranking
+from edgecil.losses.classification import cross_entropy
+from edgecil.memory.fields import exemplar_fields
+from edgecil.method import (
+    Context,
+    Preset,
+    Recipe,
+    Selection,
+    Term,
+    Terms,
+    ce_span,
+    one_phase,
+    option,
+)
+from edgecil.settings import Optim, Schedule, Training
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``rehearsal``."""
+
+    oversample: bool = option(
+        True, "repeat exemplars until they are as many as the new images (ABD's baseline)"
+    )
+
+
+def half_old(ctx: Context) -> ImageSet:
+    """Return the new images and as many draws, with replacement, from the exemplars.
+
+    Only the draws repeat: what is stored stays unique (ABD's code re-drew its store from the
+    oversampled pool, and lost half of the distinct images in ten tasks).
+    """
+    new, kept = ctx.sets["new"], ctx.sets["kept"]
+    if not len(kept):
+        return new
+    draws = torch.randint(len(kept), (len(new),), generator=ctx.stream("oversample"))
+    return concat([new, kept.subset(draws.to(kept.labels.device))])
+
+
+def step(ctx: Context, batch: Batch) -> Terms:
+    """Return the cross-entropy over all seen classes."""
+    logits = ctx.net(batch.images).logits
+    return {"classification": Term(cross_entropy(logits, batch.labels, ce_span(ctx, "seen")))}
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of naive rehearsal."""
+    return Recipe(
+        "rehearsal",
+        phases=one_phase(step, view=half_old if options.oversample else "new+kept"),
+        fields=exemplar_fields(),
+        selection=Selection(random_ranking),
+    )
+
+
+_STEPS = Schedule("step", (100 / 250, 150 / 250, 200 / 250))
+PRESETS: Mapping[str, Preset] = {
+    # ABD's naive rehearsal, without its shrinking coreset.
+    "abd": Preset(Training(250, 128, Optim(0.1, 0.9, 2e-4, _STEPS)), arch="resnet32"),
+}

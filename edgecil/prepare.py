@@ -1,0 +1,170 @@
+"""From a request to a job: images decoded, method built, every refusal made before training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from edgecil import registry
+from edgecil.data.images import ImageSet
+from edgecil.engine.compute import pick_device
+from edgecil.engine.events import Listener, Note, ignore
+from edgecil.engine.increment import Task, exemplar_images
+from edgecil.errors import AdoptError, UsageError
+from edgecil.exemplars import Budget
+from edgecil.intake import Images, choose_input, decode_new, scan_new
+from edgecil.method import Classes, Origin, Preset, Recipe, nearest
+from edgecil.model import Model, load
+from edgecil.nets.net import Net, NetSpec
+from edgecil.request import LearnRequest
+from edgecil.settings import Augment, Preprocess, Training
+from edgecil.workspace import VersionManifest, Workspace
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything about an increment that is settled before the first step."""
+
+    request: LearnRequest
+    recipe: Recipe
+    task: Task
+    preprocess: Preprocess
+    augment: Augment
+    parent: VersionManifest | None
+    names: tuple[str, ...]
+    """All classes after this increment, in order of introduction."""
+    images: Images
+    kept: ImageSet
+    device: torch.device
+    notes: list[str] = field(default_factory=list)
+
+
+def recipe_of(method: str, options: Mapping[str, Any], codec: str) -> Recipe:
+    """Return the recipe of a method whose exemplars are stored with ``codec``."""
+    recipe = registry.build(method, options)
+    fields = tuple(
+        dataclasses.replace(f, codec=codec)
+        if f.name == "exemplars.images" and f.codec != "reference"
+        else f
+        for f in recipe.fields
+    )
+    return dataclasses.replace(recipe, fields=fields)
+
+
+def load_version(workspace: Workspace, version: int | None = None) -> tuple[VersionManifest, Model]:
+    """Return a version's manifest and model (default: the current version).
+
+    Raises:
+        WorkspaceError: there is no such version, or it is damaged.
+    """
+    manifest = workspace.manifest(version)
+    recipe = recipe_of(manifest.method, manifest.options, manifest.kept["codec"])
+    return manifest, load(workspace.path(manifest.version), manifest, recipe.fields)
+
+
+def _preset(method: str, name: str | None) -> Preset | None:
+    if name is None:
+        return None
+    known = registry.presets(method)
+    if name not in known:
+        raise UsageError(f"{method} has no preset {name!r}", hint=nearest(name, list(known)))
+    return known[name]
+
+
+def _adopt(recipe: Recipe, parent: VersionManifest, model: Model) -> None:
+    """Refuse a method that cannot continue from ``parent``."""
+    origin = Origin(
+        parent.method, parent.head_kind, parent.rule["kind"], model.kept.names
+    )
+    reason = recipe.adopt(origin)
+    if reason is None and recipe.selection and "exemplars.images" not in origin.kept_fields:
+        reason = "it replays exemplars, and none are kept of the old classes"
+    if reason is not None:
+        raise AdoptError(
+            f"{recipe.name} cannot continue from version {parent.version} "
+            f"({parent.method}): {reason}",
+            hint=f"edgecil learn --method {parent.method}, or start a new workspace",
+        )
+
+
+def _budget(request: LearnRequest, recipe: Recipe) -> Budget:
+    everything = recipe.selection is not None and recipe.selection.everything
+    if everything and request.memory_budget is not None:
+        raise UsageError(f"{recipe.name} keeps references to all images and takes no budget")
+    return Budget() if everything else Budget(**request.limits)
+
+
+def _training(request: LearnRequest, recipe: Recipe, preset: Preset | None) -> Training:
+    chosen = preset.training if preset else recipe.training
+    changes = {k: getattr(request, k) for k in ("epochs", "batch_size", "lr")}
+    return chosen.updated(**{k: v for k, v in changes.items() if v is not None})
+
+
+def _starter(weights: str | None) -> Callable[[Net], str] | None:
+    if weights is None:
+        return None
+    from edgecil.nets.pretrained import load_backbone
+
+    return lambda net: load_backbone(net, weights)
+
+
+def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ignore) -> Job:
+    """Return the job of a request: images decoded, method built, every refusal already made.
+
+    Raises:
+        EdgecilError: the images, the method, its options or the budget cannot be used.
+    """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        listener(Note(text))
+
+    device = pick_device(request.device)
+    parent, model = load_version(workspace) if workspace.exists() else (None, None)
+    request = request.inherited(parent)
+    assert request.method is not None and request.codec is not None
+    preset = _preset(request.method, request.preset)
+    options = {**(preset.options if preset else {}), **request.options}
+    recipe = recipe_of(request.method, options, request.codec)
+    if parent is not None and model is not None:
+        _adopt(recipe, parent, model)
+    budget = _budget(request, recipe)
+    folder = scan_new(request, parent, note)
+    if parent is not None:
+        preprocess, spec = parent.input, NetSpec.from_json(parent.net)
+    else:
+        preprocess, arch = choose_input(request, folder, preset and preset.arch, note)
+        width = preset.head_width if preset else recipe.head_width
+        spec = NetSpec(arch, "cosine" if recipe.head_kind == "cosine" else "linear", width)
+    old = parent.groups if parent else ()
+    images = decode_new(request, folder, sum(old), preprocess, device, note, listener)
+    names = (*(parent.names if parent else ()), *images.names)
+    task = Task(
+        recipe, Classes((*old, len(images.names))), spec, _training(request, recipe, preset),
+        budget, model, _starter(request.weights),
+    )  # fmt: skip
+    kept = _kept_images(model, recipe, preprocess, device)
+    augment = preset.augment if preset and preset.augment else Augment.for_size(preprocess.size)
+    request = dataclasses.replace(request, options=options)
+    return Job(
+        request, recipe, task, preprocess, augment, parent, names, images, kept, device, notes
+    )  # fmt: skip
+
+
+def _kept_images(
+    model: Model | None, recipe: Recipe, preprocess: Preprocess, device: torch.device
+) -> ImageSet:
+    """Return the old images a method trains on; without a field for images, old data is out of
+    reach."""
+    if model is not None and recipe.selection is not None:
+        return exemplar_images(model.kept).to(device)
+    side = preprocess.resize
+    empty = torch.zeros(0, side, side, 3, dtype=torch.uint8, device=device)
+    return ImageSet(empty, torch.zeros(0, dtype=torch.int64, device=device))
+
+

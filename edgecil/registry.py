@@ -1,0 +1,113 @@
+"""Which methods exist, found by reading their files: no torch, no hand-kept list.
+
+A method is a file of ``edgecil/methods`` or an entry point of the group ``edgecil.methods``;
+its name is the file's with hyphens, its summary the first line of the docstring. Plug-ins
+(files with a function ``plug``) are laid over a host, host first: ``icarl+mnemonics``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecil.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgecil.method import Recipe
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method's file says without being imported."""
+
+    name: str
+    summary: str
+    kind: str
+    """``method`` or ``plug-in``."""
+    module: str
+
+
+def _describe(name: str, module: str, path: Path) -> MethodInfo:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return MethodInfo(name, summary, "plug-in" if "plug" in functions else "method", module)
+
+
+@cache
+def methods() -> Mapping[str, MethodInfo]:
+    """Return every installed method by name, sorted, without importing any of them."""
+    found = {}
+    for path in sorted((Path(__file__).parent / "methods").glob("[!_]*.py")):
+        name = path.stem.replace("_", "-")
+        found[name] = _describe(name, f"edgecil.methods.{path.stem}", path)
+    for point in entry_points(group="edgecil.methods"):
+        spec = importlib.util.find_spec(point.value)
+        if spec is not None and spec.origin is not None:
+            found[point.name] = _describe(point.name, point.value, Path(spec.origin))
+    return dict(sorted(found.items()))
+
+
+def _module(name: str, kind: str) -> Any:
+    from edgecil.method import nearest  # imports torch: only when a method is really used
+
+    known = {n: info for n, info in methods().items() if info.kind == kind}
+    if name not in known:
+        other = methods().get(name)
+        if other is not None:
+            order = "a plug-in comes after its host" if kind == "method" else "a host comes first"
+            raise UsageError(f"{name!r} is a {other.kind}: {order}", hint="write host+plug-in")
+        raise UsageError(f"unknown {kind} {name!r}", hint=nearest(name, list(known)))
+    return importlib.import_module(known[name].module)
+
+
+def option_fields(method: str) -> dict[str, list[dataclasses.Field[Any]]]:
+    """Return the option fields of every part of ``host+plug-in``.
+
+    Raises:
+        UsageError: a part is unknown; the nearest names are offered.
+    """
+    host, *plugs = method.split("+")
+    modules = {host: _module(host, "method")} | {p: _module(p, "plug-in") for p in plugs}
+    return {name: list(dataclasses.fields(module.Options)) for name, module in modules.items()}
+
+
+def presets(method: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the presets of a method: a paper's settings by name."""
+    module = _module(method.split("+")[0], "method")
+    return getattr(module, "PRESETS", {})
+
+
+def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe of ``method`` (``host`` or ``host+plug-in``) with ``options`` set.
+
+    Raises:
+        UsageError: an unknown method or option (the nearest are offered) or a bad value.
+    """
+    from edgecil.method import make_options, nearest
+
+    remaining = dict(options or {})
+    fields = option_fields(method)
+    known = sorted({f.name for part in fields.values() for f in part})
+    for name in remaining:
+        if name not in known:
+            raise UsageError(f"{method} has no option {name!r}", hint=nearest(name, known))
+    host, *plugs = method.split("+")
+    values = {
+        part: {f.name: remaining[f.name] for f in fields[part] if f.name in remaining}
+        for part in fields
+    }
+    module = _module(host, "method")
+    recipe: Recipe = module.recipe(make_options(module.Options, values[host]))
+    for plug in plugs:
+        module = _module(plug, "plug-in")
+        recipe = module.plug(recipe, make_options(module.Options, values[plug]))
+    return dataclasses.replace(recipe, name=method)

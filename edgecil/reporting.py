@@ -1,0 +1,137 @@
+"""The memory report of a workspace: what every method keeps between its increments."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgecil import registry
+from edgecil.data.images import ImageSet
+from edgecil.engine.compute import Compute
+from edgecil.engine.increment import Task, begin
+from edgecil.engine.loop import Session
+from edgecil.errors import BudgetError
+from edgecil.exemplars import Budget
+from edgecil.memory.plan import HEADER, MemoryPlan, Row
+from edgecil.memory.report import MethodMemory, method_memory, to_csv, to_json
+from edgecil.memory.store import Store
+from edgecil.method import STUDENT, Classes, Recipe
+from edgecil.model import Model
+from edgecil.nets.build import build
+from edgecil.nets.net import NetSpec
+from edgecil.nets.rules import ArgmaxRule
+from edgecil.planning import kept_plan
+from edgecil.prepare import recipe_of
+from edgecil.settings import Augment
+from edgecil.workspace import VersionManifest, Workspace
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What every method keeps, fewest bytes first; the classifier itself is not in it."""
+
+    rows: tuple[MethodMemory, ...]
+    classifier_bytes: int
+    """Bytes of network and rule, which every method has."""
+    notes: tuple[str, ...] = ()
+    """Methods that are left out, and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as one JSON object."""
+        rest = {"classifier_bytes": self.classifier_bytes, "notes": list(self.notes)}
+        return {**to_json(self.rows), **rest}
+
+    def to_csv(self) -> str:
+        """Return the report as CSV text, one line per field and one total per method."""
+        return to_csv(self.rows)
+
+
+BASELINE = "lwf-mc"
+"""The method whose kept memory is zero in M2KD's Table 2."""
+
+
+def training_bytes(recipe: Recipe, manifest: VersionManifest) -> int:
+    """Return the bytes of teachers, modules, gradients and momentum while one increment trains.
+
+    Counted on tensors without storage, so that nothing is allocated. Images and activations
+    depend on the batch and are not included.
+    """
+    spec, groups = NetSpec.from_json(manifest.net), manifest.groups
+    with torch.device("meta"):
+        before = build(spec, max(1, sum(groups[:-1])))
+        previous = Model(before, ArgmaxRule(before.classes), Store(recipe.fields))
+        task = Task(
+            recipe, Classes(groups), spec, recipe.training, Budget(),
+            previous if len(groups) > 1 else None,
+        )  # fmt: skip
+        side = manifest.input.resize
+        none = ImageSet(
+            torch.zeros(0, side, side, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+        )
+        compute = Compute("meta", 1, "float32")
+        session = Session(compute, manifest.input, Augment())
+        ctx, phases = begin(task, {"new": none, "kept": none}, session)
+    total = session.largest.get("teachers", 0) + session.largest.get("modules", 0)
+    if phases:
+        trained = [p for g in STUDENT for p in getattr(ctx.net, g).parameters()]
+        total += 2 * sum(p.nbytes for p in trained)  # a gradient and a momentum buffer each
+    return total
+
+
+def _with_references(plan: MemoryPlan, recipe: Recipe, lineage: list[VersionManifest]) -> MemoryPlan:
+    """Return the plan with the files that a method refers to: somebody must keep them."""
+    if recipe.selection is None or not recipe.selection.everything:
+        return plan
+    size = sum(m.training["new_image_bytes"] for m in lineage)
+    return dataclasses.replace(plan, rows=(*plan.rows, Row("image files", size)))
+
+
+def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
+    manifest = lineage[0]
+    recipe = recipe_of(name, {}, manifest.kept["codec"])
+    everything = recipe.selection is not None and recipe.selection.everything
+    limits = Budget() if everything else Budget(**manifest.kept["budget"])
+    images = sum(m.training["new_images"] for m in lineage)
+    spec = NetSpec.from_json(manifest.net)
+    plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, images)
+    plan = _with_references(plan, recipe, lineage)
+    return method_memory(
+        name, plan, basis="plan", training_bytes=training_bytes(recipe, manifest)
+    )
+
+
+def _measured(lineage: list[VersionManifest]) -> MethodMemory:
+    manifest = lineage[0]
+    recipe = recipe_of(manifest.method, manifest.options, manifest.kept["codec"])
+    fields = {f["name"]: f["bytes"] for f in manifest.kept["fields"]}
+    header = fields.pop(HEADER, 0)
+    kept = MemoryPlan(tuple(Row(name, size) for name, size in fields.items()), header)
+    kept = _with_references(kept, recipe, lineage)
+    spent = sum(manifest.training["memory_bytes"].values())
+    return method_memory(manifest.method, kept, basis="measured", training_bytes=spent)
+
+
+def report(workspace: Workspace) -> MemoryReport:
+    """Return what every method keeps after the workspace's increments, in bytes.
+
+    Measured for the method that was used, planned for the others under the same budget, codec
+    and network.
+
+    Raises:
+        WorkspaceError: there is no workspace.
+    """
+    manifest = workspace.manifest()
+    lineage = [workspace.manifest(v) for v in workspace.lineage(manifest.version)]
+    rows, left_out = [_measured(lineage)], []
+    for name, info in registry.methods().items():
+        if info.kind != "method" or name == manifest.method:
+            continue
+        try:
+            rows.append(_planned(name, lineage))
+        except BudgetError as error:
+            left_out.append(f"{name} is left out: {error.message}")
+    rows.sort(key=lambda row: (row.kept_bytes, row.method != BASELINE, row.method))
+    return MemoryReport(tuple(rows), manifest.classifier_bytes, tuple(left_out))

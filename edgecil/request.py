@@ -1,0 +1,140 @@
+"""What a user asks of one increment, as a value that an interrupted run can be resumed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from edgecil.errors import UsageError, WorkspaceError
+from edgecil.workspace import VersionManifest
+
+FILE = "request.json"
+DEFAULT_METHOD = "lwm"
+DEFAULT_CODEC = "webp-lossless"
+DEFAULT_PER_CLASS = 20
+
+
+@dataclass(frozen=True)
+class LearnRequest:
+    """The settings of ``learn``; None means: as the current version has it, or the default."""
+
+    new_data: str
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    arch: str = "auto"
+    image_size: int | None = None
+    weights: str | None = None
+    memory_budget: int | None = None
+    """Bytes that may be kept, container header included."""
+    exemplars_per_class: int | None = None
+    exemplars_total: int | None = None
+    codec: str | None = None
+    test_data: str | None = None
+    val_fraction: float = 0.0
+    skip_bad: bool = False
+    record_ranges: bool = True
+    class_order: tuple[str, ...] | None = None
+    """Order of introduction of the new classes; None is alphabetical."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"--val-fraction must be in [0, 1), got {self.val_fraction}")
+        for name in ("epochs", "batch_size", "image_size", "exemplars_per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if self.lr is not None and not self.lr > 0:
+            raise UsageError(f"lr must be positive, got {self.lr}")
+        limits = (self.memory_budget, self.exemplars_per_class, self.exemplars_total)
+        if sum(v is not None for v in limits) > 1:
+            raise UsageError(
+                "--memory-budget, --exemplars-per-class and --exemplars-total exclude each other"
+            )
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The budget in the words of :class:`edgecil.exemplars.Budget`."""
+        return {
+            "bytes": self.memory_budget,
+            "per_class": self.exemplars_per_class,
+            "total": self.exemplars_total,
+        }
+
+    def inherited(self, parent: VersionManifest | None) -> Self:
+        """Return the request with what was left open taken from the parent version.
+
+        Raises:
+            UsageError: it asks for another architecture or image size than the parent has.
+        """
+        if parent is None:
+            limits = self.limits
+            if all(v is None for v in limits.values()):
+                limits["per_class"] = DEFAULT_PER_CLASS
+            chosen = {"method": self.method or DEFAULT_METHOD, "codec": self.codec or DEFAULT_CODEC}
+            return self._with(limits, **chosen)
+        self._refuse_other_net(parent)
+        same = self.method in (None, parent.method)
+        options = {**parent.options, **self.options} if same else dict(self.options)
+        limits = self.limits
+        if all(v is None for v in limits.values()):
+            limits = parent.kept["budget"]
+        return self._with(
+            limits,
+            method=self.method or parent.method,
+            options=options,
+            codec=self.codec or parent.kept["codec"],
+        )
+
+    def _with(self, limits: Mapping[str, int | None], **changes: Any) -> Self:
+        return replace(
+            self, memory_budget=limits["bytes"], exemplars_per_class=limits["per_class"],
+            exemplars_total=limits["total"], **changes,
+        )  # fmt: skip
+
+    def _refuse_other_net(self, parent: VersionManifest) -> None:
+        arch, size = parent.net["arch"], parent.input.size
+        if self.arch not in ("auto", arch):
+            raise UsageError(f"the workspace's network is {arch}, not {self.arch}")
+        if self.image_size not in (None, size):
+            raise UsageError(f"the workspace's images are {size} pixels, not {self.image_size}")
+        if self.weights is not None:
+            raise UsageError("--weights starts a new workspace; this one has a network already")
+
+    def save(self, folder: Path, **extra: Any) -> None:
+        """Write the request, and what else a resume must know, into the run's folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"request": asdict(self), **extra}, indent=1)
+        temporary = folder / f"{FILE}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Self, dict[str, Any]]:
+        """Return the request of an interrupted run and what was saved beside it.
+
+        Raises:
+            WorkspaceError: there is none, or it is damaged.
+        """
+        path = folder / FILE
+        if not path.exists():
+            raise WorkspaceError(
+                "no interrupted run to resume", hint="edgecil learn --new-data dir/"
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            values = data.pop("request")
+            if values["class_order"] is not None:
+                values["class_order"] = tuple(values["class_order"])
+            return cls(**values), data
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkspaceError(f"{path} is damaged: {error}", hint="use --discard") from None

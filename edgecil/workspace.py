@@ -1,0 +1,279 @@
+"""The workspace on disk: immutable versions, one ``current``, one writer. No torch here.
+
+::
+
+    .edgecil/current                 number of the current version
+    .edgecil/lock                    held by the writer
+    .edgecil/versions/<n>/           manifest.json, weights.safetensors, memory.safetensors
+    .edgecil/run/                    an interrupted run: request.json, state.safetensors
+
+A version is written to a temporary folder, synced, renamed; ``current`` is replaced last. A
+kill at any instant loses at most the running increment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import filelock
+from edgecil_runtime.container import sync_directory, write_atomic
+
+from edgecil.errors import UnfinishedRun, WorkspaceError
+from edgecil.settings import Preprocess
+
+FOLDER = ".edgecil"
+SCHEMA = 1
+WEIGHTS, MEMORY, MANIFEST = "weights.safetensors", "memory.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class VersionManifest:
+    """What a version says about itself; written once, never changed."""
+
+    version: int
+    parent: int | None
+    created: str
+    """UTC time, ISO 8601."""
+    method: str
+    options: dict[str, Any]
+    classes: list[dict[str, Any]]
+    """``{"name", "increment"}`` in order of introduction: the rows of the head."""
+    net: dict[str, Any]
+    head_kind: str
+    rule: dict[str, str]
+    """``{"kind", "score_kind"}``."""
+    preprocess: dict[str, Any]
+    classifier_bytes: int
+    kept: dict[str, Any]
+    """``{"bytes", "fields": [{"name", "bytes"}], "codec", "budget"}``, measured."""
+    training: dict[str, Any]
+    """Settings and measurements: epochs, images, seconds, images_per_second, peak memory, ..."""
+    test: dict[str, Any] | None = None
+    """Accuracy on test images, where there were any; and the folders they came from."""
+    notes: list[str] = field(default_factory=list)
+    edgecil_version: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Number of classes that each increment added."""
+        increments = [c["increment"] for c in self.classes]
+        return tuple(increments.count(i) for i in range(1, self.increment + 1))
+
+    @property
+    def increment(self) -> int:
+        """Number of the increment that made this version; 1 is the base."""
+        return max(int(c["increment"]) for c in self.classes)
+
+    @property
+    def names(self) -> list[str]:
+        """Class names in order of introduction."""
+        return [c["name"] for c in self.classes]
+
+    @property
+    def input(self) -> Preprocess:
+        """How images enter the network."""
+        return Preprocess.from_json(self.preprocess)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the manifest stored at ``path``.
+
+        Raises:
+            WorkspaceError: missing, damaged, or written by a newer edgecil.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            schema = data["schema"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WorkspaceError(f"{path} is damaged: {error}") from None
+        if schema > SCHEMA:
+            raise WorkspaceError(
+                f"{path} was written by edgecil {data.get('edgecil_version', '?')} "
+                f"(schema {schema}, this one reads up to {SCHEMA})",
+                hint="pip install --upgrade edgecil",
+            )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise WorkspaceError(f"{path} is damaged: {error}") from None
+
+
+class Workspace:
+    """A workspace directory; reading needs no lock, writing happens inside :meth:`locked`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def find(cls, explicit: Path | str | None = None) -> Self:
+        """Return the workspace to use: explicit, ``EDGECIL_WORKSPACE``, or found like ``.git``.
+
+        It need not exist: without one in a parent, it is ``.edgecil`` in the current directory.
+        """
+        chosen = explicit or os.environ.get("EDGECIL_WORKSPACE")
+        if chosen:
+            return cls(Path(chosen).absolute())
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (folder / FOLDER).is_dir():
+                return cls(folder / FOLDER)
+        return cls(here / FOLDER)
+
+    @property
+    def run(self) -> Path:
+        """Folder of an interrupted run."""
+        return self.root / "run"
+
+    def exists(self) -> bool:
+        """Return whether there is a current version."""
+        return (self.root / "current").is_file()
+
+    def versions(self) -> list[int]:
+        """Return the numbers of all committed versions, oldest first."""
+        folder = self.root / "versions"
+        names = os.listdir(folder) if folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def current(self) -> int:
+        """Return the number of the current version.
+
+        Raises:
+            WorkspaceError: there is none yet, or the file is damaged.
+        """
+        try:
+            return int((self.root / "current").read_text())
+        except FileNotFoundError:
+            raise WorkspaceError(
+                f"no workspace at {self.root}",
+                hint="edgecil learn --method lwm --new-data dir/",
+            ) from None
+        except ValueError as error:
+            raise WorkspaceError(f"{self.root / 'current'} is damaged: {error}") from None
+
+    def path(self, version: int) -> Path:
+        """Return the folder of a version."""
+        return self.root / "versions" / str(version)
+
+    def manifest(self, version: int | None = None) -> VersionManifest:
+        """Return the manifest of a version (default: the current one).
+
+        Raises:
+            WorkspaceError: there is no such version, or it cannot be read.
+        """
+        number = self.current() if version is None else version
+        if not self.path(number).is_dir():
+            raise WorkspaceError(f"no version {number}; there are {self.versions()}")
+        return VersionManifest.read(self.path(number) / MANIFEST)
+
+    def lineage(self, version: int) -> list[int]:
+        """Return ``version`` and its ancestors that still exist, newest first."""
+        line, number = [], version
+        while number is not None and self.path(number).is_dir():
+            line.append(number)
+            parent = self.manifest(number).parent
+            if parent is None:
+                break
+            number = parent
+        return line
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the writer's lock; leftovers of killed writers are removed.
+
+        Raises:
+            WorkspaceError: another process is writing, or the folder cannot be made.
+        """
+        try:
+            (self.root / "versions").mkdir(parents=True, exist_ok=True)
+            ignore = self.root / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("*\n")
+        except OSError as error:
+            raise WorkspaceError(f"cannot write to {self.root}: {error.strerror}") from None
+        lock = filelock.FileLock(self.root / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise WorkspaceError(
+                f"another edgecil process is writing to {self.root}",
+                hint="wait for it, or use another folder with --workspace",
+            ) from None
+        try:
+            for leftover in self.root.glob("versions/.new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+        finally:
+            lock.release()
+
+    def next_version(self) -> int:
+        """Return the number of the version to be committed; numbers are never reused."""
+        return max(self.versions(), default=0) + 1
+
+    def commit(self, manifest: VersionManifest, files: Mapping[str, bytes]) -> None:
+        """Make a new version current, atomically, and drop exemplars no rollback needs.
+
+        Raises:
+            WorkspaceError: it could not be written (disk full, say); nothing changed.
+        """
+        target = self.path(manifest.version)
+        temporary = target.parent / f".new-{manifest.version}"
+        text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+        try:
+            temporary.mkdir(parents=True)
+            for name, data in {**files, MANIFEST: text.encode()}.items():
+                with open(temporary / name, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            sync_directory(temporary)
+            os.rename(temporary, target)
+            sync_directory(target.parent)
+            write_atomic(self.root / "current", f"{manifest.version}\n".encode())
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise WorkspaceError(
+                f"version {manifest.version} could not be written: {error.strerror}",
+                hint="free some space, then edgecil learn --resume",
+            ) from None
+        self.discard_run()
+        # Kept images are needed by the current version and, for a rollback, by its parent.
+        for ancestor in self.lineage(manifest.version)[2:]:
+            (self.path(ancestor) / MEMORY).unlink(missing_ok=True)
+
+    def rollback(self, to: int | None = None) -> int:
+        """Make an earlier version current again (default: the parent) and return its number.
+
+        Raises:
+            WorkspaceError: there is no such version, or the current one has no parent.
+        """
+        target = self.manifest().parent if to is None else to
+        if target is None:
+            raise WorkspaceError("the current version is the first one: nothing to roll back to")
+        if target not in self.versions():
+            raise WorkspaceError(f"no version {target}; there are {self.versions()}")
+        write_atomic(self.root / "current", f"{target}\n".encode())
+        return target
+
+    def refuse_unfinished(self) -> None:
+        """Raise when an interrupted run is waiting.
+
+        Raises:
+            UnfinishedRun: with the command that resumes it.
+        """
+        if (self.run / "request.json").exists():
+            raise UnfinishedRun(
+                f"an interrupted run waits in {self.run}",
+                hint="edgecil learn --resume, or --discard to start over",
+            )
+
+    def discard_run(self) -> None:
+        """Remove the interrupted run, if there is one."""
+        shutil.rmtree(self.run, ignore_errors=True)
