@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from edgecil_runtime.errors import ImageError
+from edgecil_runtime.images import read_image
 from PIL import Image
 
 from edgecil.data import resident
@@ -148,6 +151,25 @@ def test_a_bad_image_is_named_or_skipped(tmp_path: Path, break_it: Callable[[Pat
     assert all(s.path.name in s.reason for s in decoded.skipped)
     assert decoded.kept == [i for i in range(140) if i not in (70, 139)]
     assert decoded.pixels[:, 3, 3, 0].tolist() == decoded.kept
+
+
+def test_a_bad_image_stops_the_decoding_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = read_image(plain(tmp_path / "good.png"))
+    calls = []
+
+    def slow(path: Path, max_pixels: int) -> Any:
+        calls.append(path)
+        if path.name == "bad.png":
+            raise ImageError("bad.png: made up")
+        time.sleep(0.001)
+        return good
+
+    monkeypatch.setattr("edgecil.data.decode.read_image", slow)
+    with pytest.raises(DataError, match="made up"):
+        decode([tmp_path / "bad.png"] + [tmp_path / "good.png"] * 3000, 8, workers=1)
+    assert len(calls) < 1500
 
 
 def test_a_huge_image_says_how_large_it_is(tmp_path: Path) -> None:

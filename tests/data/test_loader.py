@@ -75,6 +75,14 @@ def test_one_gather_equals_a_loop_bit_for_bit(preprocess: Preprocess, augment: A
         assert batch.images.dtype == torch.float32
 
 
+def test_the_centre_is_that_of_evaluation() -> None:
+    images = make_set(9, 29)
+    loader = Loader(images, LARGE, Augment("centre", flip=False), 9, "cpu")
+    batch = loader.batch(0, 0, SEEDED)
+    expected = next(iter(evaluation_batches(images, LARGE, 9)))
+    assert torch.equal(batch.images, expected[batch.index])
+
+
 def test_crops_and_flips_cover_all_views_evenly() -> None:
     plan = draw(20_000, Augment(), CIFAR, SEEDED(0))
     offsets, flips = plan.views[:, :2], plan.views[:, 2]
