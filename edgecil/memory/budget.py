@@ -9,7 +9,6 @@ from typing import Protocol
 from edgecil.errors import BudgetError, UsageError
 from edgecil.memory import codecs
 from edgecil.memory.codecs import Size
-from edgecil.memory.plan import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,3 @@ def most_per_class(budget: Budget, classes: int, codec: str, size: Size) -> int 
         item_bytes *= axis
     # Half of what a flat image takes: compressors differ in what they like best.
     return budget.bytes // (classes * max(1, item_bytes if codec == "raw" else item_bytes // 2))
-
-
-def refuse_over(plan: MemoryPlan, budget: Budget, method: str) -> None:
-    """Raise when ``plan`` exceeds a budget in bytes.
-
-    Raises:
-        BudgetError: the message has both numbers.
-    """
-    if budget.bytes is not None and plan.kept_bytes > budget.bytes:
-        raise BudgetError(
-            f"{method} must keep {plan.kept_bytes} bytes between increments,"
-            f" the memory budget is {budget.bytes} bytes",
-            hint="a larger --memory-budget, or a method that keeps nothing: lwm, lwf, lwf-mc",
-        )

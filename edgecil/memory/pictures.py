@@ -116,17 +116,18 @@ def _largest(codec: Pictures, size: Size) -> int:
     """Return a bound in bytes of one encoded item.
 
     Without a proof (JPEG, WebP) it is one and a half times what noise takes, plus 256 bytes.
-    Noise is what both do worst: every sample at 0 or 255 has the largest energy around mid-grey
-    that an image can have, spread evenly over all coefficients, and code lengths grow with
-    the logarithm of a coefficient, so that no uneven spread of that energy costs more; uniform
-    noise has the largest entropy of samples, so that no literal can be predicted or repeated.
+    Noise is what both do worst. Samples at 0 or 255 have the largest energy around mid-grey
+    that there is, spread evenly over all coefficients, and code lengths grow with the logarithm
+    of a coefficient; in grey all of it is luminance, which coarse tables keep best. Uniform
+    noise has the largest entropy of samples: no literal can be predicted or repeated.
     """
     if codec.margin is not None:
         return codec.margin(*size)
     random = np.random.Generator(np.random.PCG64(0))
     extremes = random.integers(0, 2, (*size, 3), dtype=np.uint8) * np.uint8(255)
     uniform = random.integers(0, 256, (*size, 3), dtype=np.uint8)
-    return 256 + 3 * max(len(codec.encode_item(i)) for i in (extremes, uniform)) // 2
+    grey = np.repeat(extremes[..., :1], 3, axis=2)
+    return 256 + 3 * max(len(codec.encode_item(i)) for i in (extremes, uniform, grey)) // 2
 
 
 def _jpeg_head(data: bytes) -> int:

@@ -26,7 +26,24 @@ def hard_images(size):
     ramp = np.repeat((rows * 7 + columns * 13) % 256, 3, axis=2)
     noisy = np.clip(ramp + random.normal(0, 40, ramp.shape), 0, 255)
     half = np.where(columns < size // 2, uniform, palette)
-    return np.stack([uniform, extremes, grey, palette, board, ramp, noisy, half]).astype(np.uint8)
+    coarse = extremes[: size // 2 + 1, : size // 2 + 1].repeat(2, 0).repeat(2, 1)[:size, :size]
+    waves = np.repeat(few_frequencies(random, size)[..., None], 3, axis=2)
+    images = [uniform, extremes, grey, palette, board, ramp, noisy, half, coarse, waves]
+    return np.stack(images).astype(np.uint8)
+
+
+def few_frequencies(random, size):
+    """Return ``(size, size)`` whose 8 x 8 blocks have all their energy in few cosines."""
+    steps = (2 * np.arange(8) + 1) * np.pi / 16
+    blocks = -(-size // 8)
+    image = np.zeros((blocks * 8, blocks * 8))
+    for row in range(0, blocks * 8, 8):
+        for column in range(0, blocks * 8, 8):
+            for u, v in random.integers(0, 4, (3, 2)):
+                sign = random.choice([-1, 1])
+                wave = sign * np.outer(np.cos(u * steps), np.cos(v * steps))
+                image[row : row + 8, column : column + 8] += wave
+    return np.where(image > 0, 255, 0)[:size, :size]
 
 
 def part_bytes(specs):
