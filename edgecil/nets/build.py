@@ -87,7 +87,7 @@ def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
 def multiply_adds(net: Net, size: int) -> int:
     """Return the multiply-adds of convolutions and head for one image of ``size`` pixels."""
     trial = freeze(net).cpu().float()
-    total = int(trial.head.weight.numel())  # type: ignore[operator, union-attr]
+    total = int(trial.head.weight.numel())  # type: ignore[operator]
 
     def count(module: nn.Module, args: Any, output: Tensor) -> None:
         nonlocal total
@@ -110,7 +110,7 @@ def _stored(net: nn.Module) -> dict[str, Tensor]:
 
 def net_arrays(net: nn.Module) -> dict[str, NDArray[Any]]:
     """Return copies of all parameters and batch-norm statistics by name: what inference needs."""
-    return {name: np.array(t.detach().cpu(), order="C") for name, t in _stored(net).items()}
+    return {name: np.array(t.cpu().numpy(), order="C") for name, t in _stored(net).items()}
 
 
 def mismatches(

@@ -93,7 +93,7 @@ class NearestMeanRule(Rule):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the means."""
-        return {"means": np.array(self.means.cpu())}
+        return {"means": np.array(self.means.cpu().numpy())}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
