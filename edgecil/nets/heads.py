@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecil.errors import UsageError
-from edgecil.nets.precision import full_precision
-
-EPSILON = 1e-12  # of torch.nn.functional.normalize: below it a vector has no direction
+from edgecil.nets.arithmetic import EPSILON, full_precision, unit_rows
 
 
 def _extended(old: Tensor, fresh: Tensor) -> nn.Parameter:
@@ -66,6 +64,11 @@ class GrowingHead(nn.Module):
                 self.bias = _extended(self.bias, fresh.bias)
         self._use(count)
 
+    def _rows(self, classes: Tensor) -> Tensor:
+        # Not weight[classes]: its gradient is summed by atomic additions in parallel, in
+        # another order and to another last bit in every run.
+        return F.embedding(classes, self.weight)
+
     def _use(self, count: int) -> None:
         if self.classes + count > self.width:
             raise UsageError(
@@ -92,7 +95,7 @@ class LinearHead(GrowingHead):
 
         Differentiable with respect to the weights; it does not depend on the features.
         """
-        return self.weight[classes]
+        return self._rows(classes)
 
 
 class CosineHead(GrowingHead):
@@ -105,8 +108,8 @@ class CosineHead(GrowingHead):
     def cosines(self, features: Tensor) -> Tensor:
         """Return the cosines ``(N, width)`` in [-1, 1] between features ``(N, D)`` and rows."""
         with full_precision(features):
-            unit = F.normalize(features.to(self.weight.dtype), eps=EPSILON)
-            return F.linear(unit, F.normalize(self.weight, eps=EPSILON))
+            unit = unit_rows(features.to(self.weight.dtype))
+            return F.linear(unit, unit_rows(self.weight))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(N, width)`` of features ``(N, D)``."""
@@ -120,8 +123,7 @@ class CosineHead(GrowingHead):
         """
         with full_precision(features):
             features = features.to(self.weight.dtype)
-            unit = F.normalize(features, eps=EPSILON)
-            rows = F.normalize(self.weight[classes], eps=EPSILON)
+            unit, rows = unit_rows(features), unit_rows(self._rows(classes))
             along = (unit * rows).sum(dim=1, keepdim=True)
             length = features.norm(dim=1, keepdim=True).clamp_min(EPSILON)
             gradient: Tensor = self.eta / length * (rows - along * unit)

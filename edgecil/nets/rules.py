@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecil.errors import WorkspaceError
-from edgecil.nets.precision import full_precision
+from edgecil.nets.arithmetic import full_precision, unit_rows
 
 
 class Rule(nn.Module):
@@ -84,12 +84,12 @@ class NearestMeanRule(Rule):
         means = means.detach().float()
         lengths = means.norm(dim=1, keepdim=True)
         unit = (lengths - 1).abs() < 1e-6
-        self.register_buffer("means", torch.where(unit, means, F.normalize(means)))
+        self.register_buffer("means", torch.where(unit, means, unit_rows(means)))
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Return the cosines ``(N, C)`` in [-1, 1]."""
         with full_precision(features):
-            return F.linear(F.normalize(features.to(self.means.dtype)), self.means)
+            return F.linear(unit_rows(features.to(self.means.dtype)), self.means)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the means."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -159,6 +161,29 @@ def test_logit_gradient_passes_gradgradcheck(kind: Kind) -> None:
     classes = classes[:3]
     assert torch.autograd.gradcheck(closed, arguments)
     assert torch.autograd.gradgradcheck(closed, arguments)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_gradients_of_the_closed_form_repeat_bit_for_bit() -> None:
+    """Indexing the weights instead fails here: threads add up its gradient in any order."""
+    torch.manual_seed(0)
+    head = LinearHead(512, 10)
+    classes, weights = torch.randint(0, 10, (4096,)), torch.randn(4096, 512)
+
+    def gradient() -> Tensor:
+        closed = head.logit_gradient(torch.empty(0), classes)
+        return torch.autograd.grad(closed, head.weight, weights)[0]
+
+    first = gradient()
+    assert all(torch.equal(first, gradient()) for _ in range(20))
 
 
 class _Gradient(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Where arithmetic stays in the precision of the weights although autocast is on around it."""
+"""Arithmetic that heads and rules share: in full precision, in operations any engine has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 
 import torch
 from torch import Tensor
+
+EPSILON = 1e-12
+"""Length below which a vector has no direction."""
 
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -19,3 +22,10 @@ def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Return the rows of ``vectors`` ``(N, D)`` with length 1; zero rows stay zero."""
+    # torch.nn.functional.normalize, of which an exported graph keeps three needless nodes.
+    lengths: Tensor = vectors.norm(dim=1, keepdim=True).clamp_min(EPSILON)
+    return vectors / lengths
