@@ -10,14 +10,12 @@ hash was checked.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
 import os
-import shutil
 import stat
-import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
 
@@ -112,13 +110,23 @@ def _plain_file(path: Path) -> int:
     return status.st_size
 
 
+def _sha256(data: bytes = b"") -> Any:
+    # Python's own code first: hashlib would load OpenSSL, 4 MB of a small board's memory.
+    for name in ("_sha2", "_sha256", "hashlib"):  # from Python 3.12, until 3.11, elsewhere
+        try:
+            return import_module(name).sha256(data)
+        except (ImportError, AttributeError):
+            continue
+    raise BundleError("this Python has no SHA-256")
+
+
 def _verify(path: Path, entry: FileEntry) -> None:
     size = _plain_file(path)
     if size != entry.bytes:
         raise BundleError(
             f"{path}: expected {entry.bytes} bytes, got {size}", hint="copy the bundle again"
         )
-    digest = hashlib.sha256()
+    digest = _sha256()
     try:
         with open(path, "rb") as file:
             for chunk in iter(lambda: file.read(_CHUNK), b""):
@@ -147,12 +155,14 @@ def write_bundle(
         InputError: a bundle of that name is there already.
         OSError: the disk is full or not writable; nothing stays behind.
     """
+    import shutil
+
     for name in files:
         check_file_name(name)
     missing = [name for name in REQUIRED if name not in files]
     if missing or MANIFEST in files:
         raise BundleError(f"a bundle needs {' and '.join(REQUIRED)}, got {sorted(files)}")
-    entries = {n: FileEntry(hashlib.sha256(b).hexdigest(), len(b)) for n, b in files.items()}
+    entries = {n: FileEntry(_sha256(b).hexdigest(), len(b)) for n, b in files.items()}
     listed = {name: entry._asdict() for name, entry in entries.items()}
     whole = {**manifest, "files": listed}
     checked = decode_manifest(json.dumps(whole).encode())
@@ -200,6 +210,8 @@ def read_selftest(bundle: Bundle) -> SelfTest:
     Raises:
         BundleError: the file is not an archive of the three arrays, or they do not fit the labels.
     """
+    import zipfile
+
     path = bundle.path / SELFTEST
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -219,7 +231,7 @@ def read_selftest(bundle: Bundle) -> SelfTest:
 
 def _array(archive: Any, name: str) -> NDArray[Any]:
     # Both the zip directory and the array's header claim a size: believe neither unchecked.
-    info: zipfile.ZipInfo = archive.zip.getinfo(f"{name}.npy")
+    info = archive.zip.getinfo(f"{name}.npy")
     if info.file_size > _MAX_SELFTEST_BYTES:
         raise ValueError(f"{name} unpacks to {info.file_size} bytes")
     with archive.zip.open(info) as file:

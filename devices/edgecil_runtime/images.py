@@ -16,11 +16,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable, List, NamedTuple, Tuple, Union
+from typing import TYPE_CHECKING, Any, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-from edgecil_runtime.errors import ImageError, InputError, RuntimeMissing
+from edgecil_runtime.errors import (
+    ImageError,
+    InputError,
+    MemoryLimitError,
+    RuntimeFault,
+    RuntimeMissing,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,22 +59,27 @@ class Listing(NamedTuple):
     files: List[Tuple[Path, int]]
 
 
-def read_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image(
+    path: PathLike, max_pixels: int = MAX_PIXELS, max_bytes: Optional[int] = None
+) -> Pixels:
     """Return an image file as uint8 RGB ``(H, W, 3)``; the rules are at the top of this module.
 
-    The size is taken from the file's header and checked before a pixel is decoded.
+    The size is taken from the file's header and checked before a pixel is decoded. With
+    ``max_bytes`` an image is refused whose decoding would take more memory than that.
 
     Raises:
         ImageError: not a readable jpg, png, webp or bmp, truncated, or above ``max_pixels``.
+        MemoryLimitError: decoding would take more than ``max_bytes``.
         RuntimeMissing: Pillow is not installed.
     """
     try:
         with open(path, "rb") as file, _open(file) as image:
             _check_size(image.size, max_pixels, path)
+            _check_bytes(image, max_bytes, path)
             image.load()
             upright = _oriented(image)
             return _to_array(_scaled(upright) if _is_deep(upright) else _to_rgb(upright))
-    except (ImageError, RuntimeMissing, MemoryError):
+    except (RuntimeFault, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -121,6 +132,30 @@ def _check_size(size: Tuple[int, int], max_pixels: int, path: PathLike) -> None:
         raise ImageError(
             f"{os.fspath(path)}: too large: expected at most {max_pixels:,} pixels, "
             f"got {width:,} x {height:,} = {width * height:,}"
+        )
+
+
+def decoding_bytes(width: int, height: int, simple: bool = True) -> int:
+    """Return the peak memory of decoding an image, the returned array included.
+
+    ``simple`` is an upright RGB or grey jpg, png or bmp: Pillow holds 4 bytes a pixel, the array
+    3, measured 7.5 in all. Webp, transparency, other modes and rotation need a second copy.
+    """
+    return width * height * (8 if simple else 16)
+
+
+def _check_bytes(image: PillowImage.Image, max_bytes: Optional[int], path: PathLike) -> None:
+    if max_bytes is None:
+        return
+    simple = image.mode in ("RGB", "L") and "transparency" not in image.info
+    simple = simple and image.format != "WEBP" and "exif" not in image.info
+    need = decoding_bytes(*image.size, simple)
+    if need > max_bytes:
+        width, height = image.size
+        raise MemoryLimitError(
+            f"{os.fspath(path)}: decoding {width:,} x {height:,} pixels takes {need / 1e6:.1f} MB, "
+            f"the memory limit leaves {max_bytes / 1e6:.1f} MB",
+            hint=f"raise the limit by {(need - max_bytes) / 1e6:.0f} MB or shrink the image",
         )
 
 

@@ -1,6 +1,7 @@
 """Small real bundles, built from ONNX nodes: a colour classifier and residual networks."""
 
 import math
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,10 +191,12 @@ def residual_model(widths, blocks, size, resize, classes, int8, stem=3, fixed=Fa
     return data, graph.weights_bytes, graph.planned_bytes()
 
 
+@cache
 def resnet32(int8, classes=100):
     return residual_model((16, 32, 64), 5, 32, 32, classes, int8)
 
 
+@cache
 def resnet18(int8, classes=100):
     return residual_model((64, 128, 256, 512), 2, 224, 256, classes, int8, stem=7)
 

@@ -1,0 +1,143 @@
+"""The command ``edgecil-device``: evaluate, predict, info and selftest of a bundle.
+
+Results go to stdout, progress and hints to stderr; ``--json`` prints exactly one object. Exit
+codes: 0 ok, 1 expected failure, 2 usage, 3 over the memory limit, 4 verification failed,
+70 a bug (EDGECIL_DEBUG=1 shows the traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
+
+from edgecil_runtime import __version__
+from edgecil_runtime._environment import prepare_device
+from edgecil_runtime.errors import InputError, RuntimeFault
+from edgecil_runtime.memory import parse_size
+
+_DESCRIPTION = "Run, measure and check classifiers exported by edgecil on this device."
+JSON_SCHEMA = 1
+_USAGE, _BUG, _INTERRUPTED = 2, 70, 130
+
+
+class _UsageError(Exception):
+    """The command line cannot be parsed; the text says where."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}\nsee: {self.prog} --help")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}; {error.hint}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in [1, 1024]")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``edgecil-device``."""
+    parser = _Parser(prog="edgecil-device", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"edgecil-device {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, loads: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.add_argument("bundle", metavar="BUNDLE", help="folder written by 'edgecil export'")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress, no hints")
+        if loads:
+            sub.add_argument(
+                "--memory-limit",
+                type=_size,
+                metavar="SIZE",
+                help="peak of the whole process, such as 96MB",
+            )
+            sub.add_argument(
+                "--threads", type=_count, default=1, metavar="N", help="threads to compute with (1)"
+            )
+        return sub
+
+    evaluate = command("evaluate", "measure accuracy, latency and memory on class folders")
+    evaluate.add_argument("folder", metavar="DIR", help="holds one folder of images per class")
+    evaluate.add_argument(
+        "--ignore-unknown", action="store_true", help="pass over folders that are not classes"
+    )
+    evaluate.add_argument(
+        "--skip-bad", action="store_true", help="pass over images that cannot be read"
+    )
+    predict = command("predict", "say what is on images")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="jpg, png, webp or bmp")
+    command("info", "show what a bundle holds, after checking its hashes", loads=False)
+    command("selftest", "predict the images that came with the bundle")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command and return the exit code of the process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json, name = "--json" in words, next((w for w in words if not w.startswith("-")), "")
+    try:
+        options = build_parser().parse_args(words)
+        prepare_device()
+        from edgecil_runtime import commands  # imports numpy
+
+        run: Callable[[argparse.Namespace], Dict[str, Any]] = getattr(commands, options.command)
+        show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")
+        result = run(options)
+        _print(_answer(options.command, True, result=result) if as_json else show(result))
+        return 0
+    except RuntimeFault as fault:
+        return _fail(name, as_json, fault.exit_code, fault.code, fault.message, fault.hint)
+    except _UsageError as error:
+        message, _, hint = str(error).partition("\n")
+        return _fail(name, as_json, _USAGE, "usage", message, hint)
+    except KeyboardInterrupt:
+        return _fail(name, as_json, _INTERRUPTED, "interrupted", "interrupted", None)
+    except BrokenPipeError:  # the reader of stdout went away, as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        text, hint = "out of memory", "raise --memory-limit"
+        return _fail(name, as_json, 3, "memory_limit", text, hint)
+    except OSError as error:
+        text = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        return _fail(name, as_json, 1, "io", text, None)
+    except Exception as error:
+        if os.environ.get("EDGECIL_DEBUG") == "1":
+            traceback.print_exc()
+        text = f"bug in edgecil-device {__version__}: {type(error).__name__}: {error}"
+        return _fail(name, as_json, _BUG, "bug", " ".join(text.split()), "set EDGECIL_DEBUG=1")
+
+
+def _answer(command: str, ok: bool, **content: Any) -> str:
+    return json.dumps({"schema": JSON_SCHEMA, "command": command, "ok": ok, **content})
+
+
+def _print(text: str) -> None:
+    # A label may hold characters that the terminal's encoding lacks.
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+
+
+def _fail(
+    command: str, as_json: bool, exit_code: int, code: str, message: str, hint: Optional[str]
+) -> int:
+    if as_json:
+        error = {"code": code, "message": message, "hint": hint}
+        _print(_answer(command, False, error=error))
+    lines: List[str] = [f"error: {message}"] + ([f"hint: {hint}"] if hint else [])
+    text = "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
+    print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    return exit_code

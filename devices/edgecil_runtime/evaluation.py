@@ -1,0 +1,173 @@
+"""Accuracy, latency and memory of a classifier over a folder, one image at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+import unicodedata
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple
+
+import numpy as np
+
+from edgecil_runtime import memory
+from edgecil_runtime.errors import ImageError, InputError
+from edgecil_runtime.images import PathLike, list_images
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgecil_runtime.classifier import Classifier
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts over a folder. ``confusion`` is int64 ``(C, C)``: rows true, columns predicted.
+
+    ``milliseconds`` holds the time of every prediction without reading the file, ``usage`` the
+    memory of the process at the end, ``skipped`` the images that could not be read.
+    """
+
+    labels: Tuple[str, ...]
+    increments: Tuple[int, ...]
+    confusion: NDArray[np.int64]
+    top5_hits: int
+    milliseconds: NDArray[np.float32]
+    usage: Optional[memory.Usage]
+    skipped: int
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of right predictions, in [0, 1]."""
+        return int(self.confusion.trace()) / self.n
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five best scores, in [0, 1]."""
+        return self.top5_hits / self.n
+
+    @property
+    def latency_ms(self) -> Dict[str, float]:
+        """Percentiles of the time of one prediction, in milliseconds."""
+        p50, p95, p99 = np.percentile(self.milliseconds, (50, 95, 99)).tolist()
+        return {"p50": p50, "p95": p95, "p99": p99}
+
+    @property
+    def per_class(self) -> Dict[str, Optional[float]]:
+        """Accuracy of every class, in [0, 1]; None where there was no image of it."""
+        return {name: self._accuracy([row]) for row, name in enumerate(self.labels)}
+
+    @property
+    def by_increment(self) -> List[Optional[float]]:
+        """Accuracy on the classes of every increment, in order."""
+        return [self.over({increment}) for increment in sorted(set(self.increments))]
+
+    def over(self, increments: Set[int]) -> Optional[float]:
+        """Return the accuracy on the classes of some increments; None without images."""
+        return self._accuracy([row for row, i in enumerate(self.increments) if i in increments])
+
+    def _accuracy(self, rows: List[int]) -> Optional[float]:
+        total = int(self.confusion[rows].sum())
+        hits = int(self.confusion[rows, rows].sum())
+        return hits / total if total else None
+
+    def to_json(self) -> Dict[str, Any]:
+        """Return the JSON object of ``evaluate --json``; accuracies are in [0, 1]."""
+        last = {max(self.increments)}
+        now = self.usage
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "n": self.n,
+            "skipped": self.skipped,
+            "old": self.over(set(self.increments) - last),
+            "new": self.over(last),
+            "by_increment": self.by_increment,
+            "per_class": self.per_class,
+            "confusion": self.confusion.tolist(),
+            "labels": list(self.labels),
+            "latency_ms": self.latency_ms,
+            "peak_rss_bytes": now.peak if now else None,
+            "anon_bytes": now.anonymous if now else None,
+            "file_bytes": now.file_backed if now else None,
+            "major_faults": now.major_faults if now else None,
+        }
+
+
+def evaluate_folder(
+    classifier: Classifier,
+    folder: PathLike,
+    on_progress: Optional[Callable[[int, int], None]],
+    ignore_unknown: bool,
+    skip_bad: bool,
+) -> Evaluation:
+    """Return the evaluation of ``classifier`` on class folders; see ``Classifier.evaluate``."""
+    files = _matched(folder, classifier.labels, ignore_unknown)
+    confusion = np.zeros((len(classifier.labels),) * 2, np.int64)
+    milliseconds = array("f")
+    top5_hits = skipped = 0
+    for done, (path, true) in enumerate(files, 1):
+        try:
+            pixels = classifier.read(path)
+            start = time.perf_counter()
+            scores = classifier.scores(pixels)
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+        except ImageError as error:
+            if not skip_bad:
+                named = error.message if str(path) in error.message else f"{path}: {error.message}"
+                raise ImageError(named, hint=error.hint) from None
+            skipped += 1
+        else:
+            confusion[true, scores.argmax()] += 1
+            top5_hits += _rank(scores, true) < TOP
+        if on_progress is not None:
+            on_progress(done, len(files))
+    if not milliseconds:
+        raise InputError(f"{os.fspath(folder)}: none of its {skipped} images can be read")
+    return Evaluation(
+        classifier.labels,
+        tuple(label.increment for label in classifier.manifest.labels),
+        confusion,
+        top5_hits,
+        np.frombuffer(milliseconds, np.float32),
+        memory.usage(),
+        skipped,
+    )
+
+
+def _rank(scores: NDArray[np.float32], true: int) -> int:
+    # Number of classes before ``true``; of equal scores the lower index comes first, as argmax.
+    return int((scores > scores[true]).sum() + (scores[:true] == scores[true]).sum())
+
+
+def _matched(
+    folder: PathLike, labels: Tuple[str, ...], ignore_unknown: bool
+) -> List[Tuple[Path, int]]:
+    listing = list_images(folder)
+    rows = {_normal(label): row for row, label in enumerate(labels)}
+    unknown = [name for name in listing.classes if _normal(name) not in rows]
+    if unknown and not ignore_unknown:
+        shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if unknown[8:] else "")
+        raise InputError(
+            f"{os.fspath(folder)}: {len(unknown)} folders are not classes of the model: {shown}",
+            hint="rename or remove them, or pass over them with --ignore-unknown",
+        )
+    found = [rows.get(_normal(name)) for name in listing.classes]
+    files = [(path, row) for path, index in listing.files if (row := found[index]) is not None]
+    if not files:
+        raise InputError(f"{os.fspath(folder)}: holds no image of a class of the model")
+    return files
+
+
+def _normal(name: str) -> str:
+    # Some file systems store accents decomposed.
+    return unicodedata.normalize("NFC", name)
