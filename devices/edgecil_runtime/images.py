@@ -155,7 +155,7 @@ def _check_bytes(image: PillowImage.Image, max_bytes: Optional[int], path: PathL
         raise MemoryLimitError(
             f"{os.fspath(path)}: decoding {width:,} x {height:,} pixels takes {need / 1e6:.1f} MB, "
             f"the memory limit leaves {max_bytes / 1e6:.1f} MB",
-            hint=f"raise the limit by {(need - max_bytes) / 1e6:.0f} MB or shrink the image",
+            hint=f"raise the limit by {-(-(need - max_bytes) // 10**6)} MB or shrink the image",
         )
 
 
