@@ -13,7 +13,7 @@ import torch
 
 from edgecil import learning, planning
 from edgecil.data.decode import decode, load
-from edgecil.data.images import ImageSet
+from edgecil.data.images import ImageSet, concat
 from edgecil.data.source import align, folded, scan
 from edgecil.engine.compute import Compute, pick_device
 from edgecil.engine.events import Listener, Stage, ignore
@@ -26,10 +26,12 @@ from edgecil.request import LearnRequest
 from edgecil.workspace import Workspace
 
 if TYPE_CHECKING:
-    from edgecil.export.export import ExportReport
+    from edgecil.export.report import ExportReport
     from edgecil.reporting import MemoryReport
 
 PathLike = str | os.PathLike[str]
+RECORDED = "recorded"
+"""Calibrate with the activation ranges that were recorded while learning."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Prediction:
 
 
 def _request(new_data: PathLike, method: str | None, settings: dict[str, Any]) -> LearnRequest:
+    # A resumed run may start in another folder: paths are stored absolute.
+    test_data, weights = settings.get("test_data"), settings.get("weights")
+    if test_data is not None:
+        settings["test_data"] = str(Path(test_data).absolute())
+    if weights not in (None, "imagenet"):
+        settings["weights"] = str(Path(weights).absolute())
     return LearnRequest(str(Path(new_data).absolute()), method, **settings)
 
 
@@ -164,26 +172,43 @@ def export(
     workspace: PathLike | None = None,
     version: int | None = None,
     output: PathLike = ".",
-    name: str | None = None,
+    name: str = "classifier",
     precision: Literal["int8", "fp32"] = "int8",
-    calibrate: str = "recorded",
+    calibrate: str = RECORDED,
     fixed_input: bool = False,
     test_data: PathLike | None = None,
     max_drop: float = 1.0,
-    min_agreement: float | None = None,
+    min_agreement: float = 0.9,
     listener: Listener = ignore,
 ) -> ExportReport:
-    """Return the report of a bundle written to ``output/<name>-v<n>/``.
+    """Return the report of the bundle written to ``output/<name>-v<n>/``.
 
     ``calibrate`` is ``recorded`` (ranges stored while learning: no data needed) or a folder of
-    images. With ``test_data`` the drop of accuracy is a gate: at most ``max_drop`` points.
+    images. On test images (default: the folders that the version was tested on) the drop of
+    accuracy is a gate: at most ``max_drop`` percentage points.
 
     Raises:
         VerificationError: a gate failed; nothing is written.
+        EdgecilError: there is nothing to calibrate with, or the bundle cannot be written.
     """
     from edgecil.export.export import export_version
 
-    place = Workspace.find(workspace)
-    manifest, model = load_version(place, version)
+    manifest, model = load_version(Workspace.find(workspace), version)
+    recorded = (manifest.test or {}).get("folders", [])
+    folders = [Path(f) for f in ([test_data] if test_data else recorded)]
+    listener(Stage("reading test images"))
+    sets = [
+        load(align(scan(f), manifest.names), manifest.input).images
+        for f in folders
+        if test_data or f.is_dir()
+    ]
     listener(Stage("exporting"))
-    raise NotImplementedError((export_version, model, manifest))
+    return export_version(
+        model.net, model.rule, manifest.input,
+        [(c["name"], c["increment"]) for c in manifest.classes],
+        name=name, version=manifest.version, parent=manifest.parent, method=manifest.method,
+        output=Path(output), ranges=model.ranges,
+        calibration=None if calibrate == RECORDED else Path(calibrate),
+        test=concat(sets) if sets else None, precision=precision, fixed_input=fixed_input,
+        max_drop=max_drop, min_agreement=min_agreement,
+    )  # fmt: skip

@@ -27,6 +27,7 @@ from edgecil.intake import decode_tests, test_folders
 from edgecil.memory.process import peak_memory
 from edgecil.model import Model, classifier_bytes, weight_file
 from edgecil.nets.build import build
+from edgecil.planning import check_budget
 from edgecil.prepare import Job, prepare
 from edgecil.request import LearnRequest
 from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
@@ -80,6 +81,7 @@ def learn(
         _refuse_changes(job, settled)
         chosen = Compute.from_json(settled["compute"]) if settled else choose_compute(job)
         compute = world.share(chosen)
+        check_budget(job.task, job.preprocess.resize, len(job.images.new) + len(job.kept))
         torch.set_num_threads(compute.threads)
         if world.leads and not resume:
             job.request.save(workspace.run, compute=compute.to_json(), **_identity(job))

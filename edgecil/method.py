@@ -31,8 +31,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgecil.data.decode import split_validation
 from edgecil.data.images import Batch, ImageSet
 from edgecil.errors import UsageError
 from edgecil.memory.fields import Field
@@ -135,6 +137,8 @@ class Context:
     """Tell the user something about the method's choices, once."""
     teachers: dict[str, Net] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """One row per new image for every column of exemplars; ``begin`` or ``prepare`` sets it."""
     scratch: dict[str, Any] = field(default_factory=dict)
     """Caches that can be derived again; never saved."""
 
@@ -148,6 +152,14 @@ class Context:
         """Return a teacher's outputs for ``(N, 3, S, S)`` images, without gradient."""
         outputs: Outputs = self.teachers[name](images)
         return outputs
+
+    def split(self, images: ImageSet, fraction: float, key: str) -> tuple[Tensor, Tensor]:
+        """Return row numbers of ``images`` to train on and to hold out, by class.
+
+        The same at every call with the same ``key``, in a resumed run too. A method that holds
+        exemplars out for good stores the flag in a column (BiC).
+        """
+        return split_validation(images.labels, fraction, self.stream(key))
 
     @torch.no_grad()
     def features(self, images: ImageSet, *, mirror: bool = False) -> Tensor:

@@ -35,7 +35,8 @@ def per_class(counts: Counts) -> Floats:
     """Return the accuracy of every class ``(C,)``; NaN for classes without images."""
     totals = counts.sum(axis=1).astype(float)
     unknown = np.full(len(totals), np.nan)
-    return np.divide(np.diagonal(counts), totals, out=unknown, where=totals > 0)
+    rates: Floats = np.divide(np.diagonal(counts), totals, out=unknown, where=totals > 0)
+    return rates
 
 
 def average(accuracies: Sequence[float]) -> float:

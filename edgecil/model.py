@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from edgecil.memory.store import Store
 from edgecil.nets.build import build, load_arrays, net_arrays
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.rules import Rule, build_rule, rule_arrays
-from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest
+from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -57,16 +56,16 @@ def classifier_bytes(model: Model) -> int:
     return sum(int(a.nbytes) for a in arrays)
 
 
-def load(folder: Path, manifest: VersionManifest, fields: tuple[Field, ...]) -> Model:
-    """Return the model in a version's folder; ``fields`` declare its kept memory.
+def load(workspace: Workspace, manifest: VersionManifest, fields: tuple[Field, ...]) -> Model:
+    """Return the model of a version; ``fields`` declare its kept memory.
 
     Raises:
         WorkspaceError: a file is missing or damaged.
     """
-    try:
-        arrays, metadata = container.read(folder / WEIGHTS)
-    except (OSError, container.ContainerError) as error:
-        raise WorkspaceError(f"version {manifest.version} is damaged: {error}") from None
+    weights = workspace.read(manifest.version, WEIGHTS)
+    if weights is None:
+        raise WorkspaceError(f"version {manifest.version} is damaged: {WEIGHTS} is missing")
+    arrays, metadata = container.decode(weights)
 
     def part(prefix: str) -> dict[str, Any]:
         return {n[len(prefix) :]: np.array(a) for n, a in arrays.items() if n.startswith(prefix)}
@@ -79,6 +78,6 @@ def load(folder: Path, manifest: VersionManifest, fields: tuple[Field, ...]) -> 
         names = json.loads(metadata["range_names"])
         pairs = zip(names, arrays[RANGES.name].tolist(), strict=True)
         ranges = {name: (low, high) for name, (low, high) in pairs}
-    memory = folder / MEMORY
-    kept = Store.load(memory, fields) if memory.exists() else Store(fields)
+    workspace.read(manifest.version, MEMORY)  # checks the hash
+    kept = Store.load(workspace.path(manifest.version) / MEMORY, fields)
     return Model(net.eval().requires_grad_(False), rule.eval(), kept, ranges)

@@ -13,12 +13,11 @@ from edgecil.engine import increment
 from edgecil.engine.compute import Compute
 from edgecil.engine.increment import Task
 from edgecil.engine.loop import PhaseRun, Session
+from edgecil.engine.selection import dimensions
 from edgecil.errors import BudgetError
-from edgecil.exemplars import Budget
-from edgecil.memory.fields import Dimensions
+from edgecil.memory.budget import Budget
 from edgecil.memory.plan import MemoryPlan, plan
 from edgecil.method import Recipe
-from edgecil.nets.build import shapes
 from edgecil.nets.net import NetSpec
 from edgecil.prepare import Job
 from edgecil.units import format_bytes
@@ -75,10 +74,7 @@ def kept_plan(
     count = exemplar_count(budget, classes, images) if recipe.selection else 0
 
     def at(exemplars: int, size: Any) -> MemoryPlan:
-        dimensions = Dimensions(
-            groups, increment.feature_dim(spec), side, side, exemplars, shapes(spec, classes)
-        )
-        return plan(recipe.fields, dimensions, size=size)
+        return plan(recipe.fields, dimensions(spec, groups, side, exemplars), size=size)
 
     if budget.bytes is None:
         return at(count or 0, "bound")
@@ -106,7 +102,8 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
     session = Session(compute, job.preprocess, job.augment, job.request.seed)
     sets = {"new": job.images.new, "kept": job.kept}
     ctx, phases = increment.begin(job.task, sets, session)
-    rows, rate = [], 0.0
+    rows: list[dict[str, Any]] = []
+    rate = 0.0
     for number, phase in enumerate(phases):
         run = PhaseRun(ctx, phase, number, session)
         epochs = run.steps // run.per_epoch
@@ -119,10 +116,11 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
     seen = len(job.images.new) + len(job.kept)
     kept = check_budget(job.task, job.preprocess.resize, seen)
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
+    steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(
         job.recipe.name, job.images.names, job.task.classes.old, job.task.spec.arch,
         job.preprocess.size, len(job.images.new), len(job.kept), tuple(rows),
-        rate * sum(row["steps"] for row in rows),
+        rate * steps,
         {"bytes": kept.kept_bytes, "basis": "plan" if kept.exact else "bound",
          "fields": kept.fields()},
         dict(session.largest), weights + kept.kept_bytes, compute.device, compute.precision,

@@ -13,10 +13,11 @@ from edgecil import registry
 from edgecil.data.images import ImageSet
 from edgecil.engine.compute import pick_device
 from edgecil.engine.events import Listener, Note, ignore
-from edgecil.engine.increment import Task, exemplar_images
+from edgecil.engine.increment import Task
+from edgecil.engine.selection import exemplar_images
 from edgecil.errors import AdoptError, UsageError
-from edgecil.exemplars import Budget
 from edgecil.intake import Images, choose_input, decode_new, scan_new
+from edgecil.memory.budget import Budget
 from edgecil.method import Classes, Origin, Preset, Recipe, nearest
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
@@ -63,7 +64,7 @@ def load_version(workspace: Workspace, version: int | None = None) -> tuple[Vers
     """
     manifest = workspace.manifest(version)
     recipe = recipe_of(manifest.method, manifest.options, manifest.kept["codec"])
-    return manifest, load(workspace.path(manifest.version), manifest, recipe.fields)
+    return manifest, load(workspace, manifest, recipe.fields)
 
 
 def _preset(method: str, name: str | None) -> Preset | None:
@@ -77,9 +78,7 @@ def _preset(method: str, name: str | None) -> Preset | None:
 
 def _adopt(recipe: Recipe, parent: VersionManifest, model: Model) -> None:
     """Refuse a method that cannot continue from ``parent``."""
-    origin = Origin(
-        parent.method, parent.head_kind, parent.rule["kind"], model.kept.names
-    )
+    origin = Origin(parent.method, parent.head_kind, parent.rule["kind"], model.kept.names)
     reason = recipe.adopt(origin)
     if reason is None and recipe.selection and "exemplars.images" not in origin.kept_fields:
         reason = "it replays exemplars, and none are kept of the old classes"
@@ -138,7 +137,7 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     if parent is not None:
         preprocess, spec = parent.input, NetSpec.from_json(parent.net)
     else:
-        preprocess, arch = choose_input(request, folder, preset and preset.arch, note)
+        preprocess, arch = choose_input(request, folder, preset.arch if preset else None, note)
         width = preset.head_width if preset else recipe.head_width
         spec = NetSpec(arch, "cosine" if recipe.head_kind == "cosine" else "linear", width)
     old = parent.groups if parent else ()
@@ -166,5 +165,3 @@ def _kept_images(
     side = preprocess.resize
     empty = torch.zeros(0, side, side, 3, dtype=torch.uint8, device=device)
     return ImageSet(empty, torch.zeros(0, dtype=torch.int64, device=device))
-
-

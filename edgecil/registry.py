@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edgecil.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgecil.method import Recipe
+    from edgecil.method import Preset, Recipe
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ def option_fields(method: str) -> dict[str, list[dataclasses.Field[Any]]]:
     return {name: list(dataclasses.fields(module.Options)) for name, module in modules.items()}
 
 
-def presets(method: str) -> Mapping[str, Mapping[str, Any]]:
+def presets(method: str) -> Mapping[str, Preset]:
     """Return the presets of a method: a paper's settings by name."""
     module = _module(method.split("+")[0], "method")
-    return getattr(module, "PRESETS", {})
+    found: Mapping[str, Preset] = getattr(module, "PRESETS", {})
+    return found
 
 
 def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:

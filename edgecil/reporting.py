@@ -14,7 +14,7 @@ from edgecil.engine.compute import Compute
 from edgecil.engine.increment import Task, begin
 from edgecil.engine.loop import Session
 from edgecil.errors import BudgetError
-from edgecil.exemplars import Budget
+from edgecil.memory.budget import Budget
 from edgecil.memory.plan import HEADER, MemoryPlan, Row
 from edgecil.memory.report import MethodMemory, method_memory, to_csv, to_json
 from edgecil.memory.store import Store
@@ -81,7 +81,9 @@ def training_bytes(recipe: Recipe, manifest: VersionManifest) -> int:
     return total
 
 
-def _with_references(plan: MemoryPlan, recipe: Recipe, lineage: list[VersionManifest]) -> MemoryPlan:
+def _with_references(
+    plan: MemoryPlan, recipe: Recipe, lineage: list[VersionManifest]
+) -> MemoryPlan:
     """Return the plan with the files that a method refers to: somebody must keep them."""
     if recipe.selection is None or not recipe.selection.everything:
         return plan
@@ -98,9 +100,7 @@ def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
     spec = NetSpec.from_json(manifest.net)
     plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, images)
     plan = _with_references(plan, recipe, lineage)
-    return method_memory(
-        name, plan, basis="plan", training_bytes=training_bytes(recipe, manifest)
-    )
+    return method_memory(name, plan, basis="plan", training_bytes=training_bytes(recipe, manifest))
 
 
 def _measured(lineage: list[VersionManifest]) -> MethodMemory:

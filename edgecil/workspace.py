@@ -14,11 +14,12 @@ kill at any instant loses at most the running increment.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,6 +58,8 @@ class VersionManifest:
     """Settings and measurements: epochs, images, seconds, images_per_second, peak memory, ..."""
     test: dict[str, Any] | None = None
     """Accuracy on test images, where there were any; and the folders they came from."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every other file of the version."""
     notes: list[str] = field(default_factory=list)
     edgecil_version: str = ""
     schema: int = SCHEMA
@@ -113,7 +116,7 @@ class Workspace:
         self.root = root
 
     @classmethod
-    def find(cls, explicit: Path | str | None = None) -> Self:
+    def find(cls, explicit: str | os.PathLike[str] | None = None) -> Self:
         """Return the workspace to use: explicit, ``EDGECIL_WORKSPACE``, or found like ``.git``.
 
         It need not exist: without one in a parent, it is ``.edgecil`` in the current directory.
@@ -213,6 +216,23 @@ class Workspace:
         finally:
             lock.release()
 
+    def read(self, version: int, name: str) -> bytes | None:
+        """Return the content of a file of a version; None when it is not kept (any more).
+
+        Raises:
+            WorkspaceError: it is not what was written.
+        """
+        path = self.path(version) / name
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.manifest(version).files.get(name):
+            raise WorkspaceError(
+                f"{path} is damaged: its SHA-256 is not the one of the manifest",
+                hint="edgecil rollback makes the version before current",
+            )
+        return data
+
     def next_version(self) -> int:
         """Return the number of the version to be committed; numbers are never reused."""
         return max(self.versions(), default=0) + 1
@@ -223,6 +243,8 @@ class Workspace:
         Raises:
             WorkspaceError: it could not be written (disk full, say); nothing changed.
         """
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        manifest = replace(manifest, files=digests)
         target = self.path(manifest.version)
         temporary = target.parent / f".new-{manifest.version}"
         text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"

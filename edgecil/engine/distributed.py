@@ -65,9 +65,10 @@ class World:
         parts = gradients + [b / self.size for b in floats]
         flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
-        pieces = flat.split([part.numel() for part in parts])
-        for parameter, piece in zip(parameters, pieces, strict=False):
-            parameter.grad = piece.view_as(parameter)
+        pieces = torch.split(flat, [part.numel() for part in parts])
+        for parameter, gradient, piece in zip(parameters, gradients, pieces, strict=False):
+            # Copied back, not viewed: fused optimisers need the parameter's memory format.
+            parameter.grad = gradient.copy_(piece.view_as(parameter))
         for buffer, piece in zip(floats, pieces[len(gradients) :], strict=True):
             buffer.copy_(piece.view_as(buffer))
 

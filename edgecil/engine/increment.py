@@ -17,7 +17,8 @@ from edgecil.data.streams import stream, stream_seed
 from edgecil.engine import state
 from edgecil.engine.events import Note, Stage
 from edgecil.engine.loop import PhaseRun, Session
-from edgecil.exemplars import Budget, build_exemplars
+from edgecil.engine.selection import store_exemplars
+from edgecil.memory.budget import Budget
 from edgecil.memory.store import Store
 from edgecil.method import Classes, Context, Phase, Recipe, Setup
 from edgecil.model import Model
@@ -68,9 +69,7 @@ def _seeded_net(task: Task, session: Session) -> Net:
         return net
 
 
-def _context(
-    task: Task, sets: dict[str, ImageSet], net: Net, session: Session
-) -> Context:
+def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) -> Context:
     device = session.compute.torch_device
     said: set[str] = set()
 
@@ -109,7 +108,9 @@ def _context(
 
 
 def _tensor_bytes(modules: Sequence[nn.Module]) -> int:
-    seen = {t.data_ptr() or id(t): t.nbytes for m in modules for t in m.state_dict(keep_vars=True).values()}
+    every = [t for m in modules for t in m.state_dict(keep_vars=True).values()]
+    # Teachers may share tensors; those without storage (on "meta") all have address 0.
+    seen = {t.data_ptr() or id(t): t.nbytes for t in every}
     return sum(seen.values())
 
 
@@ -163,43 +164,6 @@ def _run_phases(
                 ctx.modules.pop(spec.name)
 
 
-def _select(
-    ctx: Context, task: Task, paths: Sequence[Path] | None, session: Session
-) -> int | None:
-    """Choose, encode and store exemplars; ``ctx.sets["exemplars"]`` is what decodes again."""
-    selection = task.recipe.selection
-    if selection is None:
-        return None
-    session.listener(Stage("choosing exemplars"))
-    new = ctx.sets["new"]
-    features = None if selection.everything else ctx.features(new).cpu()
-    labels = new.labels.cpu()
-    ranked = []
-    for label in range(task.classes.old, task.classes.seen):
-        rows = torch.nonzero(labels == label)[:, 0]
-        if features is None:
-            ranked.append(rows.numpy())
-        else:
-            generator = ctx.stream(f"rank-{label}")
-            ranked.append(rows[selection.rank(features[rows], len(rows), generator)].numpy())
-    count = build_exemplars(
-        ctx.kept, ctx.keeps, new.pixels.cpu().numpy(), ranked, task.budget, paths=paths
-    )
-    ctx.sets["exemplars"] = exemplar_images(ctx.keeps).to(ctx.device)
-    return count
-
-
-def exemplar_images(store: Store) -> ImageSet:
-    """Return the exemplars of a store as they decode from its bytes; labels by class order.
-
-    Raises:
-        DataError: an image that is kept by reference is gone or changed.
-    """
-    pixels = torch.from_numpy(store.read("exemplars.images"))
-    counts = torch.from_numpy(store.read("exemplars.counts").astype("int64"))
-    return ImageSet(pixels, torch.repeat_interleave(torch.arange(len(counts)), counts))
-
-
 def begin(
     task: Task, sets: dict[str, ImageSet], session: Session
 ) -> tuple[Context, tuple[Phase, ...]]:
@@ -209,7 +173,7 @@ def begin(
     """
     device = session.compute.torch_device
     net = _seeded_net(task, session).to(device)
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(memory_format=torch.channels_last)
     ctx = _context(task, sets, net, session)
     torch.manual_seed(stream_seed(session.seed, task.classes.increment, "begin"))
     task.recipe.begin(ctx)
@@ -218,12 +182,6 @@ def begin(
     _build_modules(ctx, task, ("increment", "kept"))
     measure(ctx, None, session)
     return ctx, task.recipe.phases(ctx.setup)
-
-
-def feature_dim(spec: NetSpec) -> int:
-    """Return D, the length of the feature vector of a network, without allocating it."""
-    with torch.device("meta"):
-        return build(spec, 1).feature_dim
 
 
 def train(
@@ -252,7 +210,10 @@ def train(
     start = time.monotonic()
     ctx.net.eval()
     ctx.net.requires_grad_(False)
-    per_class = _select(ctx, task, paths, session)
+    per_class = None
+    if task.recipe.selection is not None:
+        session.listener(Stage("choosing exemplars"))
+        per_class = store_exemplars(ctx, task.recipe.selection, task.budget, paths)
     task.recipe.end(ctx)
     rule = task.recipe.rule(ctx).eval()
     session.seconds += time.monotonic() - start

@@ -23,11 +23,9 @@ from edgecil.errors import Interrupted, TrainingError
 from edgecil.method import Context, Phase, Terms
 from edgecil.settings import Augment, Preprocess
 
-POLL_SECONDS = 0.2
-"""How often losses are read back, progress is reported and a stop is noticed."""
 SAVE_SECONDS = 60.0
 POLL_STEPS = 20
-"""The same between several ranks, which must agree and therefore count steps."""
+"""How often several ranks look; they must agree, and therefore count steps."""
 
 
 @dataclass
@@ -43,6 +41,8 @@ class Session:
     should_stop: Callable[[], bool] = lambda: False
     deadline: float = math.inf
     """``time.monotonic()`` at which the run stops cleanly."""
+    poll_seconds: float = 0.2
+    """How often losses are read back, progress is reported and a stop is noticed."""
     folder: Path | None = None
     """Where the run state goes; None keeps nothing."""
     seconds: float = 0.0
@@ -144,7 +144,7 @@ class PhaseRun:
                 terms = self.phase.step(self.ctx, batch)  # type: ignore[arg-type]
             self.tally.add(terms)
             loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         world.reduce(self.optimisers.parameters, list(self.ctx.net.buffers()), share)
         self.optimisers.step(step / self.steps)
 
@@ -190,7 +190,7 @@ class PhaseRun:
             self.step(step)
             now = time.monotonic()
             ranks = session.world.size > 1
-            due = (step + 1) % POLL_STEPS == 0 if ranks else now - polled >= POLL_SECONDS
+            due = (step + 1) % POLL_STEPS == 0 if ranks else now - polled >= session.poll_seconds
             if not due and step + 1 < self.steps:
                 continue
             polled = now

@@ -125,6 +125,7 @@ class Optimisers:
         for key, value in tensors.items():
             name, _, part = key.rpartition("/")
             parameter = self.named[name]
-            # Adam's step counter stays on the CPU unless the optimiser is fused.
-            device = "cpu" if value.ndim == 0 else parameter.device
-            owners[parameter].state[parameter][part] = value.to(device)
+            if value.shape == parameter.shape:
+                # In the parameter's memory format: fused optimisers walk through raw memory.
+                value = torch.empty_like(parameter).copy_(value).detach()
+            owners[parameter].state[parameter][part] = value

@@ -12,14 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgecil.nets.arithmetic import full_precision
+
 
 def class_attention(feature_map: Tensor, channel_weights: Tensor) -> Tensor:
     """Return Q = ReLU(sum_k alpha_k A_k), flattened to ``(N, h * w)`` (LwM eqs. (2)-(3)).
 
     ``feature_map`` A is ``(N, D, h, w)``, ``channel_weights`` alpha ``(N, D)``.
     """
-    summed = torch.bmm(channel_weights.float()[:, None, :], feature_map.float().flatten(2))
-    return torch.relu(summed[:, 0, :])
+    with full_precision(feature_map):
+        summed = torch.bmm(channel_weights.float()[:, None, :], feature_map.float().flatten(2))
+        return torch.relu(summed[:, 0, :])
 
 
 def grad_attention(scores: Tensor, feature_map: Tensor, *, create_graph: bool) -> Tensor:
@@ -47,4 +50,5 @@ def attention_distance(teacher: Tensor, student: Tensor, epsilon: float = 1e-8) 
         q / torch.where(usable, n, torch.ones_like(n))
         for q, n in zip((teacher, student), lengths, strict=True)
     ]
-    return ((unit[0] - unit[1]).abs().sum(dim=1) * usable[:, 0]).mean()
+    distances: Tensor = (unit[0] - unit[1]).abs().sum(dim=1) * usable[:, 0]
+    return distances.mean()

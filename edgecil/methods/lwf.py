@@ -42,9 +42,7 @@ class Options:
     temperature: float = option(2.0, "T of the softened probabilities", low=0.1, high=100.0)
     ce_weight: float = option(1.0, "weight of the cross-entropy", low=0.0)
     kd_weight: float = option(1.0, "weight of the distillation", low=0.0)
-    balance: bool = option(
-        False, "weigh the two by K_n/K and K_o/K instead (MFGR section 4; MUC)"
-    )
+    balance: bool = option(False, "weigh the two by K_n/K and K_o/K instead (MFGR section 4; MUC)")
 
 
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:

@@ -1,0 +1,75 @@
+"""Exemplars at the end of an increment: ranked, encoded within the budget, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgecil.data.images import ImageSet
+from edgecil.exemplars import build_exemplars
+from edgecil.memory.budget import Budget, most_per_class
+from edgecil.memory.fields import COUNTS, IMAGES, Dimensions
+from edgecil.memory.store import Store
+from edgecil.method import Context, Selection
+from edgecil.nets.build import build, shapes
+from edgecil.nets.net import NetSpec
+
+
+def dimensions(spec: NetSpec, groups: tuple[int, ...], side: int, exemplars: int = 0) -> Dimensions:
+    """Return the sizes of everything a method may keep; ``side`` is a stored image's edge."""
+    with torch.device("meta"):
+        features = build(spec, 1).feature_dim
+    return Dimensions(groups, features, side, side, exemplars, shapes(spec, sum(groups)))
+
+
+def _ranked(ctx: Context, selection: Selection, most: int | None) -> list[NDArray[np.int64]]:
+    """Return for every new class the rows of its images, best first, at most ``most``."""
+    new, classes = ctx.sets["new"], ctx.classes
+    labels = new.labels.cpu()
+    features = None if selection.everything else ctx.features(new).cpu()
+    ranked = []
+    for label in range(classes.old, classes.seen):
+        rows = torch.nonzero(labels == label)[:, 0]
+        if features is not None:
+            # At least one, so that a budget for none is refused with the figure that would do.
+            wanted = len(rows) if most is None else min(len(rows), max(1, most))
+            rows = rows[selection.rank(features[rows], wanted, ctx.stream(f"rank-{label}"))]
+        ranked.append(rows.numpy())
+    return ranked
+
+
+def store_exemplars(
+    ctx: Context, selection: Selection, budget: Budget, paths: Sequence[Path] | None
+) -> int:
+    """Store exemplars of old and new classes and return their number per class.
+
+    ``ctx.sets["exemplars"]`` is then what decodes from storage.
+
+    Raises:
+        BudgetError: not one exemplar per class fits.
+    """
+    pixels = ctx.sets["new"].pixels.cpu().numpy()
+    side = int(pixels.shape[1])
+    codec = ctx.keeps.field(IMAGES).codec
+    most = most_per_class(budget, ctx.classes.seen, codec, (side, side))
+    count = build_exemplars(
+        ctx.kept, ctx.keeps, pixels, _ranked(ctx, selection, most), budget, paths=paths,
+        dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side), values=ctx.columns,
+    )  # fmt: skip
+    ctx.sets["exemplars"] = exemplar_images(ctx.keeps).to(ctx.device)
+    return count
+
+
+def exemplar_images(store: Store) -> ImageSet:
+    """Return the exemplars of a store as they decode from its bytes; labels by class order.
+
+    Raises:
+        DataError: an image that is kept by reference is gone or changed.
+    """
+    counts = torch.from_numpy(store.read(COUNTS).astype("int64"))
+    labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    return ImageSet(torch.from_numpy(store.read(IMAGES)), labels)

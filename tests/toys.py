@@ -1,0 +1,109 @@
+"""Small things that tests share: images with a class, sessions, tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from PIL import Image
+
+from edgecil import registry
+from edgecil.data.images import ImageSet
+from edgecil.engine import increment
+from edgecil.engine.compute import Compute
+from edgecil.engine.increment import Task
+from edgecil.engine.loop import Session
+from edgecil.engine.selection import exemplar_images
+from edgecil.memory.budget import Budget
+from edgecil.method import Classes
+from edgecil.nets.net import NetSpec
+from edgecil.settings import CIFAR, Augment, Optim, Training
+
+SIDE = 32
+
+
+def pixels_of(label: int, count: int, seed: int = 0) -> np.ndarray:
+    """Return uint8 images ``(count, 32, 32, 3)``: a coloured square at a place, and noise."""
+    random = np.random.default_rng([label, seed])
+    images = random.integers(0, 60, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    row, column = 4 + 12 * (label % 2), 4 + 12 * (label // 2 % 2)
+    colour = 90 + 150 * np.array([label % 3 == 0, label % 3 == 1, label % 3 == 2])
+    images[:, row : row + 12, column : column + 12] = colour
+    return images
+
+
+def image_set(labels: range, count: int = 12, seed: int = 0) -> ImageSet:
+    """Return ``count`` images of each of the labels."""
+    pixels = np.concatenate([pixels_of(label, count, seed) for label in labels])
+    rows = torch.tensor([label for label in labels for _ in range(count)])
+    return ImageSet(torch.from_numpy(pixels), rows)
+
+
+def write_folder(root, labels, count: int = 12, seed: int = 0, suffix: str = ".png"):
+    """Write class folders ``class-<label>`` of image files and return ``root``."""
+    for label in labels:
+        folder = root / f"class-{label}"
+        folder.mkdir(parents=True)
+        for number, image in enumerate(pixels_of(label, count, seed)):
+            Image.fromarray(image).save(folder / f"{number:03d}{suffix}")
+    return root
+
+
+def session(**changes) -> Session:
+    """Return a quiet float32 CPU session."""
+    compute = Compute("cpu", 1, "float32")
+    return Session(compute, CIFAR, Augment(), **changes)
+
+
+TRAINING = Training(epochs=2, batch_size=16, optim=Optim(lr=0.05))
+
+
+def task(method: str, groups, previous=None, budget=None, options=None, **changes) -> Task:
+    """Return the task of learning the last of ``groups`` with ``method``."""
+    recipe = registry.build(method, options)
+    everything = recipe.selection is not None and recipe.selection.everything
+    limit = Budget() if everything else budget or Budget(per_class=5)
+    width = changes.pop("width", None)
+    spec = NetSpec(changes.pop("arch", "resnet8"), width=width)
+    return Task(
+        recipe, Classes(tuple(groups)), spec, changes.pop("training", TRAINING), limit, previous,
+        **changes,
+    )  # fmt: skip
+
+
+def sets_of(given: Task, new: ImageSet) -> dict[str, ImageSet]:
+    """Return the sets that a task trains on."""
+    empty = ImageSet(new.pixels[:0], new.labels[:0])
+    replays = given.previous is not None and given.recipe.selection is not None
+    return {"new": new, "kept": exemplar_images(given.previous.kept) if replays else empty}
+
+
+def files_of(images: ImageSet, folder) -> list:
+    """Write every image as a PNG file and return the paths, in order."""
+    paths = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (image, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        paths.append(folder / f"{int(label)}-{number}.png")
+        Image.fromarray(image.numpy()).save(paths[-1])
+    return paths
+
+
+def learn(method: str, sizes, folder, count: int = 12, seed: int = 0, **changes):
+    """Return the outcomes of learning increments of the given sizes, one after another."""
+    outcomes, first = [], 0
+    for number, size in enumerate(sizes, start=1):
+        new = image_set(range(first, first + size), count)
+        previous = outcomes[-1].model if outcomes else None
+        given = task(method, sizes[:number], previous, **changes)
+        paths = files_of(new, folder / f"increment-{number}")
+        outcomes.append(
+            increment.train(given, sets_of(given, new), session(seed=seed), paths=paths)
+        )
+        first += size
+    return outcomes
+
+
+def changed(method: str, **options):
+    """Return the recipe of a method with some options set."""
+    return dataclasses.replace(registry.build(method, options))
