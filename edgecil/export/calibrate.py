@@ -6,24 +6,21 @@ soon as the next layer has read it; memory does not grow with the number of imag
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import edgecil_runtime
 import numpy as np
 from edgecil_runtime.images import MAX_PIXELS, is_image_name
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from edgecil.errors import DataError, EdgecilError
+from edgecil.errors import DataError
+from edgecil.export.child import run_child
 from edgecil.export.graph import core_graph, with_front
 from edgecil.export.packages import require_onnxruntime
 from edgecil.export.quantise import Ranges, map_names
@@ -31,7 +28,7 @@ from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
 
-IMAGES = 256
+IMAGES = 128
 """Images used at most: with evenly chosen ones the ranges hardly move beyond that."""
 _PIXELS_PER_RUN = 224 * 224
 Pixels = NDArray[np.uint8]
@@ -104,7 +101,9 @@ def calibrate(
         else:
             job["pixels"] = str(Path(folder, "pixels.npy"))
             np.save(str(job["pixels"]), spread(_checked(source, preprocess), limit))
-        answer = _run(job)
+        answer = run_child("edgecil.export.calibrate_worker", job)
+    if "error" in answer:
+        raise DataError(f"calibration image {answer['error']}")
     pairs = zip(answer["low"], answer["high"], strict=True)
     return Calibration(
         {name: (low, high) for name, (low, high) in zip(names, pairs, strict=True)},
@@ -161,31 +160,3 @@ def _with_extremes(core: ModelProto, preprocess: Preprocess, names: list[str]) -
         graph.node.append(helper.make_node("Concat", parts, [output], axis=0))
         graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, [None]))
     return model
-
-
-def _run(job: dict[str, Any]) -> dict[str, Any]:
-    roots = [str(Path(module).parent.parent) for module in (__file__, edgecil_runtime.__file__)]
-    roots[0] = str(Path(roots[0]).parent)
-    paths = [*dict.fromkeys(roots), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "ORT_DISABLE_TELEMETRY": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MALLOC_ARENA_MAX": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "edgecil.export.calibrate_worker"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise EdgecilError(f"the calibration process failed: {lines[-1]}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if "error" in answer:
-        raise DataError(f"calibration image {answer['error']}")
-    return answer

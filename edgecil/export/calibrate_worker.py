@@ -57,20 +57,10 @@ def _session(job: dict[str, Any]) -> Any:
     return onnxruntime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
 
 
-def peak_rss_bytes() -> int:
-    """Return the peak resident memory of this process in bytes.
-
-    Not ``ru_maxrss``: that survives ``exec`` and so begins with the size of the parent.
-    """
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM")
-
-
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to a job: per tensor the least and the largest value of all images."""
+    from edgecil_runtime.memory import usage
+
     session = _session(job)
     low = np.full(job["tensors"], np.inf)
     high = np.full(job["tensors"], -np.inf)
@@ -80,11 +70,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         low = np.minimum(low, lows.reshape(job["tensors"], -1).min(axis=1))
         high = np.maximum(high, highs.reshape(job["tensors"], -1).max(axis=1))
         count += len(batch)
+    # Not ru_maxrss: that survives exec and so begins with the size of the parent.
+    used = usage()
     return {
         "low": low.tolist(),
         "high": high.tolist(),
         "images": count,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": used.peak if used else 0,
         "modules": sorted(name for name in sys.modules if "." not in name),
     }
 

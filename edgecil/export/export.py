@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from edgecil._version import __version__
 from edgecil.data.images import ImageSet
 from edgecil.errors import EdgecilError, UsageError, VerificationError
 from edgecil.export.calibrate import as_array, calibrate
+from edgecil.export.child import run_child
 from edgecil.export.footprint import activation_bytes, weights_bytes
 from edgecil.export.gates import Gates, verified
 from edgecil.export.graph import (
@@ -85,23 +88,48 @@ def export_version(
         net, rule, preprocess, tuple(labels), name, version, parent, method, precision,
         fixed_input, max_pixels,
     )  # fmt: skip
+    try:
+        return _export(
+            task,
+            Path(output),
+            ranges,
+            calibration,
+            test,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+        )
+    except OSError as error:
+        reason = error.strerror or error
+        raise EdgecilError(f"cannot write a bundle to {output}: {reason}") from None
+
+
+def _export(
+    task: Task,
+    output: Path,
+    ranges: Ranges | None,
+    calibration: Path | Pixels | Tensor | None,
+    test: ImageSet | None,
+    *,
+    max_drop: float,
+    min_agreement: float,
+) -> ExportReport:
     require_onnxruntime()
+    preprocess = task.preprocess
     _check(task, output, ranges, calibration)
     with task.stage("graph"):
-        core = core_graph(net, rule, preprocess)
-        fp32 = with_front(core, preprocess, fixed_input=fixed_input)
+        core = core_graph(task.net, task.rule, preprocess)
+        fp32 = with_front(core, preprocess, fixed_input=task.fixed_input)
         with_metadata(fp32, task.metadata())
     source: dict[str, Any] = {"source": "none"}
     shipped = fp32
-    if precision == "int8":
+    if task.precision == "int8":
         with task.stage("calibrate"):
-            ranges, source = _ranges(core, preprocess, ranges, calibration, max_pixels)
+            ranges, source = _ranges(core, preprocess, ranges, calibration, task.max_pixels)
         with task.stage("quantise"):
             shipped = quantise(fp32, ranges)
     with task.stage("verify"):
         gates = verified(task, fp32, shipped, calibration, test, max_drop, min_agreement)
-    with task.stage("write"):
-        return _write(task, fp32, shipped, source, gates, output)
+    return _write(task, fp32, shipped, source, gates, output)
 
 
 def _check(task: Task, output: Path, ranges: Ranges | None, calibration: object) -> None:
@@ -168,18 +196,34 @@ def _write(
         latency_ms=gates.latency_ms,
         weights_bytes=weights_bytes(shipped),
         activation_bytes=activation_bytes(shipped, task.preprocess),
+        device_memory={},
         calibration=dict(source),
         seconds=task.seconds,
     )
+    with task.stage("trial"), tempfile.TemporaryDirectory(prefix="edgecil-trial-") as folder:
+        report = replace(report, device_memory=_trial(_written(task, report, files, folder)))
+    with task.stage("write"):
+        _written(task, report, files, output)
+    return report
+
+
+def _written(
+    task: Task, report: ExportReport, files: Mapping[str, bytes], output: Path | str
+) -> Path:
     manifest = _manifest(task, report).to_json()
     del manifest["files"]
     try:
-        bundle.write_bundle(output, manifest, files)
-    except OSError as error:
-        raise EdgecilError(f"cannot write {report.path}: {error.strerror or error}") from None
+        return bundle.write_bundle(output, manifest, files)
     except RuntimeFault as error:
         raise VerificationError(error.message, hint=error.hint) from None
-    return report
+
+
+def _trial(folder: Path) -> dict[str, int]:
+    # The last gate: the device runtime loads it in a process of its own, and it passes its test.
+    answer = run_child("edgecil.export.trial_worker", {"bundle": str(folder)})
+    if "error" in answer:
+        raise VerificationError(f"the device runtime refuses the bundle: {answer['error']}")
+    return {name: answer[name] for name in ("peak_rss_bytes", "anon_bytes")}
 
 
 def _manifest(task: Task, report: ExportReport) -> Manifest:

@@ -27,6 +27,8 @@ _SELFTEST = 4
 
 @dataclass(frozen=True)
 class Gates:
+    """What the gates measured, and the self-test that travels with the bundle."""
+
     parity: verify.Comparison
     agreement: verify.Comparison | None
     accuracy: dict[str, verify.Accuracy] | None
@@ -43,6 +45,12 @@ def verified(
     max_drop: float,
     min_agreement: float,
 ) -> Gates:
+    """Return what was measured on the float32 and the shipped graph.
+
+    Raises:
+        VerificationError: a gate failed.
+        DataError: an image of the calibration folder cannot be read, or there is no test image.
+    """
     squares, basis = _probe(task, calibration, test)
     graphs = {"fp32": open_session(fp32)}
     if shipped is not fp32:
@@ -87,12 +95,14 @@ def _probe(
 
 
 def _selftest(task: Task, fp32: Any, shipped: Any) -> SelfTest:
-    # Another size than the network's, so that the resize in the graph is tested too. A device
-    # may round differently, but not by more than int8 differs from float32.
-    resize, size = task.preprocess.resize, task.preprocess.size
-    sides = (size, size) if task.fixed_input else (resize + resize // 4 + 1, resize + resize // 2)
+    # Another size than the network's, so that the resize in the graph is tested too; where it
+    # is not in the graph, one that the runtime only has to crop. A device may round
+    # differently, but not by more than int8 differs from float32.
+    side = task.preprocess.resize
+    sides = (side, side) if task.fixed_input else (side + side // 4 + 1, side + side // 2)
     images = noise_images(_SELFTEST, *sides)
-    expected, answer = scores(fp32, images), scores(shipped, images)
+    inputs = task.inputs(images)
+    expected, answer = scores(fp32, inputs), scores(shipped, inputs)
     rounding = verify.PARITY * max(1.0, float(np.abs(answer).max()))
     tolerance = max(rounding, float(np.abs(expected - answer).max()))
     return SelfTest(images, answer, tolerance)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+
+import edgecil_runtime  # noqa: F401  (importing it switches onnxruntime's telemetry off)
 
 from edgecil.errors import DependencyMissing
 
 
 def require_onnxruntime() -> None:
-    """Make sure that onnxruntime can be imported, and switch its telemetry off before that.
+    """Make sure that onnxruntime can be imported; its telemetry is off.
 
     Raises:
         DependencyMissing: no onnxruntime is installed.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if importlib.util.find_spec("onnxruntime") is None:
         raise DependencyMissing(
             "export needs onnxruntime, which is not installed",

@@ -34,6 +34,8 @@ class ExportReport:
     """Median per image on this host with one thread, by precision."""
     weights_bytes: int
     activation_bytes: int
+    device_memory: dict[str, int]
+    """Peak resident and anonymous bytes of the device runtime with this bundle, on this host."""
     calibration: dict[str, Any]
     seconds: dict[str, float]
     """Time of every stage."""
@@ -49,6 +51,7 @@ class ExportReport:
             if accuracy is None
             else {name: group.to_json() for name, group in accuracy.items()},
             "latency_ms": {**self.latency_ms, "threads": 1},
+            **self.device_memory,
         }
 
     def to_json(self) -> dict[str, Any]:
