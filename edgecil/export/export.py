@@ -145,7 +145,7 @@ def _check(task: Task, output: Path, ranges: Ranges | None, calibration: object)
     if task.precision == "int8" and not ranges and calibration is None:
         raise UsageError(
             "int8 needs activation ranges, and this version has none recorded",
-            hint="give a folder of images: --calibrate DIR, or export with --fp32",
+            hint="give a folder of images: --calibrate DIR, or export with --precision fp32",
         )
 
 

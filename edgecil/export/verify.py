@@ -133,7 +133,7 @@ def check_agreement(
         raise VerificationError(
             f"int8 predicts the same class as float32 on {result.agreement:.1%} of "
             f"{result.images} images, expected at least {min_agreement:.1%}",
-            hint="calibrate with more images (--calibrate DIR) or export with --fp32",
+            hint="calibrate with more images (--calibrate DIR) or export with --precision fp32",
         )
     return result
 
@@ -168,7 +168,7 @@ def check_accuracy(
                 f"({before / count:.1%} to {after / count:.1%} of {count} images), "
                 f"allowed {max_drop:g}",
                 hint="calibrate with more images (--calibrate DIR), "
-                "allow it with --max-drop, or export with --fp32",
+                "allow it with --max-drop, or export with --precision fp32",
             )
     return result
 
