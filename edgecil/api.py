@@ -26,7 +26,7 @@ from edgecil.request import LearnRequest
 from edgecil.workspace import Workspace
 
 if TYPE_CHECKING:
-    from edgecil.export.report import ExportReport
+    from edgecil.exporting.report import ExportReport
     from edgecil.reporting import MemoryReport
 
 PathLike = str | os.PathLike[str]
@@ -191,7 +191,7 @@ def export(
         VerificationError: a gate failed; nothing is written.
         EdgecilError: there is nothing to calibrate with, or the bundle cannot be written.
     """
-    from edgecil.export.export import export_version
+    from edgecil.exporting.versions import export_version
 
     manifest, model = load_version(Workspace.find(workspace), version)
     recorded = (manifest.test or {}).get("folders", [])

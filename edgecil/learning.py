@@ -88,7 +88,7 @@ def learn(
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         session = Session(
             compute, job.preprocess, job.augment, request.seed, world, listener, should_stop,
-            deadline, workspace.run,
+            deadline, folder=workspace.run,
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
         sets = {"new": job.images.new, "kept": job.kept}
@@ -158,7 +158,7 @@ def _with_ranges(job: Job, model: Model, listener: Listener) -> Model:
     """Return the model with recorded activation ranges, so that int8 export needs no data."""
     if not job.request.record_ranges:
         return model
-    from edgecil.export.calibrate import record_ranges
+    from edgecil.exporting.calibrate import record_ranges
 
     listener(Stage("recording activation ranges"))
     pixels = job.images.sample(256)

@@ -20,10 +20,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from edgecil.errors import DataError
-from edgecil.export.child import run_child
-from edgecil.export.graph import core_graph, with_front
-from edgecil.export.packages import require_onnxruntime
-from edgecil.export.quantise import Ranges, map_names
+from edgecil.exporting.child import run_child
+from edgecil.exporting.graph import core_graph, with_front
+from edgecil.exporting.packages import require_onnxruntime
+from edgecil.exporting.quantise import Ranges, map_names
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
@@ -101,7 +101,7 @@ def calibrate(
         else:
             job["pixels"] = str(Path(folder, "pixels.npy"))
             np.save(str(job["pixels"]), spread(_checked(source, preprocess), limit))
-        answer = run_child("edgecil.export.calibrate_worker", job)
+        answer = run_child("edgecil.exporting.calibrate_worker", job)
     if "error" in answer:
         raise DataError(f"calibration image {answer['error']}")
     pairs = zip(answer["low"], answer["high"], strict=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from export.pictures_of_classes import CLASSES, SMALL, normalised, pictures
+from exporting.pictures_of_classes import CLASSES, SMALL, normalised, pictures
 from onnx import ModelProto
 from torch.nn import functional as F
 
-from edgecil.export.graph import core_graph
+from edgecil.exporting.graph import core_graph
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.rules import ArgmaxRule

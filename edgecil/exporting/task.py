@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgecil._version import __version__
-from edgecil.export.sessions import Pixels
-from edgecil.export.verify import centre
+from edgecil.exporting.sessions import Pixels
+from edgecil.exporting.verify import centre
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgecil.errors import VerificationError
-from edgecil.export.graph import Core
-from edgecil.export.sessions import Pixels, Scores
+from edgecil.exporting.graph import Core
+from edgecil.exporting.sessions import Pixels, Scores
 from edgecil.settings import Preprocess
 
 Basis = Literal["real", "noise"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecil.export.verify import Accuracy, Comparison
+from edgecil.exporting.verify import Accuracy, Comparison
 
 
 @dataclass(frozen=True)

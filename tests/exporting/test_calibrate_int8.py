@@ -14,16 +14,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export.pictures_of_classes import CLASSES, SMALL, pictures
+from exporting.pictures_of_classes import CLASSES, SMALL, pictures
 from onnx import ModelProto
 from PIL import Image
 
 from edgecil.errors import DataError, VerificationError
-from edgecil.export.calibrate import Calibration, calibrate, record_ranges, spread
-from edgecil.export.footprint import activation_bytes, weights_bytes
-from edgecil.export.graph import core_graph, with_front
-from edgecil.export.quantise import Ranges, map_names, quantise
-from edgecil.export.sessions import open_session, scores
+from edgecil.exporting.calibrate import Calibration, calibrate, record_ranges, spread
+from edgecil.exporting.footprint import activation_bytes, weights_bytes
+from edgecil.exporting.graph import core_graph, with_front
+from edgecil.exporting.quantise import Ranges, map_names, quantise
+from edgecil.exporting.sessions import open_session, scores
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.rules import ArgmaxRule
@@ -173,7 +173,7 @@ def test_int8_bytes_do_not_depend_on_hash_order(
 ) -> None:
     (tmp_path / "fp32.onnx").write_bytes(front.SerializeToString())
     code = (
-        "import hashlib, onnx, sys; from edgecil.export.quantise import quantise\n"
+        "import hashlib, onnx, sys; from edgecil.exporting.quantise import quantise\n"
         f"q = quantise(onnx.load(sys.argv[1]), {dict(calibrated.ranges)!r})\n"
         "print(hashlib.sha256(q.SerializeToString()).hexdigest())"
     )

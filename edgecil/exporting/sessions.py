@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from edgecil.export.packages import require_onnxruntime
+from edgecil.exporting.packages import require_onnxruntime
 
 Scores = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

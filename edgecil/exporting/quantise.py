@@ -18,8 +18,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from edgecil.errors import VerificationError
-from edgecil.export.graph import FRONT, NORMALISED, finish
-from edgecil.export.packages import require_onnxruntime
+from edgecil.exporting.graph import FRONT, NORMALISED, finish
+from edgecil.exporting.packages import require_onnxruntime
 
 _POOLING = ("ReduceMean", "GlobalAveragePool")  # one element per channel: the head begins
 
@@ -31,7 +31,7 @@ def map_names(model: ModelProto) -> list[str]:
     """Return the names of the maps ``(N, C, H, W)`` that int8 rounds, in order of execution.
 
     The first is the normalised image. What only a ReLU reads is left out: the two are one
-    operation in int8. The model must be a graph of :mod:`edgecil.export.graph`.
+    operation in int8. The model must be a graph of :mod:`edgecil.exporting.graph`.
     """
     readers: dict[str, set[str]] = {}
     for node in model.graph.node:

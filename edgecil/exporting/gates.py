@@ -14,11 +14,11 @@ from torch import Tensor
 
 from edgecil.data.images import ImageSet
 from edgecil.errors import DataError
-from edgecil.export import verify
-from edgecil.export.calibrate import IMAGES, as_array, image_files, spread
-from edgecil.export.graph import core_module
-from edgecil.export.sessions import Pixels, latency_ms, noise_images, open_session, scores
-from edgecil.export.task import Task
+from edgecil.exporting import verify
+from edgecil.exporting.calibrate import IMAGES, as_array, image_files, spread
+from edgecil.exporting.graph import core_module
+from edgecil.exporting.sessions import Pixels, latency_ms, noise_images, open_session, scores
+from edgecil.exporting.task import Task
 
 _PROBES = 32  # images of the comparison with torch
 _TESTS = 2000  # test images used at most

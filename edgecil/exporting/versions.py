@@ -26,22 +26,22 @@ from torch import Tensor
 from edgecil._version import __version__
 from edgecil.data.images import ImageSet
 from edgecil.errors import EdgecilError, UsageError, VerificationError
-from edgecil.export.calibrate import as_array, calibrate
-from edgecil.export.child import run_child
-from edgecil.export.footprint import activation_bytes, weights_bytes
-from edgecil.export.gates import Gates, verified
-from edgecil.export.graph import (
+from edgecil.exporting.calibrate import as_array, calibrate
+from edgecil.exporting.child import run_child
+from edgecil.exporting.footprint import activation_bytes, weights_bytes
+from edgecil.exporting.gates import Gates, verified
+from edgecil.exporting.graph import (
     IR_VERSION,
     OPSET,
     core_graph,
     with_front,
     with_metadata,
 )
-from edgecil.export.packages import require_onnxruntime
-from edgecil.export.quantise import Ranges, quantise
-from edgecil.export.report import ExportReport
-from edgecil.export.sessions import Pixels
-from edgecil.export.task import Precision, Task
+from edgecil.exporting.packages import require_onnxruntime
+from edgecil.exporting.quantise import Ranges, quantise
+from edgecil.exporting.report import ExportReport
+from edgecil.exporting.sessions import Pixels
+from edgecil.exporting.task import Precision, Task
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
@@ -220,7 +220,7 @@ def _written(
 
 def _trial(folder: Path) -> dict[str, int]:
     # The last gate: the device runtime loads it in a process of its own, and it passes its test.
-    answer = run_child("edgecil.export.trial_worker", {"bundle": str(folder)})
+    answer = run_child("edgecil.exporting.trial_worker", {"bundle": str(folder)})
     if "error" in answer:
         raise VerificationError(f"the device runtime refuses the bundle: {answer['error']}")
     return {name: answer[name] for name in ("peak_rss_bytes", "anon_bytes")}

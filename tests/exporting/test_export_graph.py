@@ -11,11 +11,11 @@ import onnx
 import pytest
 import torch
 from edgecil_runtime.images import fit_square
-from export.pictures_of_classes import CLASSES, SMALL, normalised, pictures
+from exporting.pictures_of_classes import CLASSES, SMALL, normalised, pictures
 from onnx import ModelProto
 
-from edgecil.export.graph import core_graph, fp32_graph, with_front, with_metadata
-from edgecil.export.sessions import open_session, scores
+from edgecil.exporting.graph import core_graph, fp32_graph, with_front, with_metadata
+from edgecil.exporting.sessions import open_session, scores
 from edgecil.nets.net import Net
 from edgecil.nets.rules import ArgmaxRule, NearestMeanRule
 from edgecil.settings import Preprocess
