@@ -57,7 +57,9 @@ def pick_device(name: str) -> torch.device:
     """
     local = os.environ.get("LOCAL_RANK", "0")
     if name == "auto":
-        name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local}"
     try:
         device = torch.device(name)
     except RuntimeError:

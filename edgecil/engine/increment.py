@@ -18,6 +18,7 @@ from edgecil.engine import state
 from edgecil.engine.events import Note, Stage
 from edgecil.engine.loop import PhaseRun, Session
 from edgecil.engine.selection import store_exemplars
+from edgecil.errors import TrainingError
 from edgecil.memory.budget import Budget
 from edgecil.memory.store import Store
 from edgecil.method import Classes, Context, Phase, Recipe, Setup
@@ -145,6 +146,7 @@ def _restore(ctx: Context, saved: state.Saved) -> None:
 def _run_phases(
     ctx: Context, task: Task, phases: tuple[Phase, ...], session: Session, saved: state.Saved | None
 ) -> None:
+    session.phases = len(phases)
     for number, phase in enumerate(phases):
         if saved is not None and number < saved.phase:
             continue
@@ -162,6 +164,16 @@ def _run_phases(
         for spec in task.recipe.modules:
             if spec.lifetime == phase.name:
                 ctx.modules.pop(spec.name)
+
+
+def _check_finite(net: Net) -> None:
+    # The losses are measured before each update: they do not show what the last one did.
+    for name, value in net.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise TrainingError(
+                f"{name} became NaN or infinite; the last good version is untouched",
+                hint="a smaller --lr usually helps",
+            )
 
 
 def begin(
@@ -199,7 +211,7 @@ def train(
 
     Raises:
         Interrupted: a stop was asked for; the run state is in ``session.folder``.
-        TrainingError: a loss term became NaN or infinite.
+        TrainingError: a loss term or a weight became NaN or infinite.
         BudgetError: not one exemplar per class fits.
     """
     if saved is not None:
@@ -207,6 +219,7 @@ def train(
     with torch.random.fork_rng(devices=_cuda_devices(session.compute.torch_device)):
         ctx, phases = begin(task, sets, session)
         _run_phases(ctx, task, phases, session, saved)
+    _check_finite(ctx.net)
     start = time.monotonic()
     ctx.net.eval()
     ctx.net.requires_grad_(False)

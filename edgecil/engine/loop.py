@@ -47,6 +47,8 @@ class Session:
     """Where the run state goes; None keeps nothing."""
     seconds: float = 0.0
     images: int = 0
+    phases: int = 0
+    """Number of phases of the increment."""
     first_teachers: tuple[str, ...] = ()
     largest: dict[str, int] = field(default_factory=dict)
     """Largest bytes seen of each kind of training memory."""
@@ -183,7 +185,9 @@ class PhaseRun:
         """
         session, start = self.session, time.monotonic()
         session.listener(
-            PhaseStarted(self.phase.name, self.number, 0, first, self.steps, self.images)
+            PhaseStarted(
+                self.phase.name, self.number, session.phases, first, self.steps, self.images
+            )
         )
         images, polled, saved = session.images, start, start
         for step in range(first, self.steps):
