@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from edgecil.errors import UsageError, WorkspaceError
-from edgecil.workspace import VersionManifest
+from edgecil_runtime.container import write_atomic
 
-FILE = "request.json"
+from edgecil.errors import UsageError, WorkspaceError
+from edgecil.workspace import REQUEST, VersionManifest
+
 DEFAULT_METHOD = "lwm"
 DEFAULT_CODEC = "webp-lossless"
 DEFAULT_PER_CLASS = 20
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class LearnRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         if self.lr is not None and not self.lr > 0:
             raise UsageError(f"lr must be positive, got {self.lr}")
         limits = (self.memory_budget, self.exemplars_per_class, self.exemplars_total)
@@ -84,13 +88,16 @@ class LearnRequest:
             return self._with(limits, **chosen)
         self._refuse_other_net(parent)
         same = self.method in (None, parent.method)
-        options = {**parent.options, **self.options} if same else dict(self.options)
+        # Another preset brings options of its own.
+        keeps = same and self.preset in (None, parent.training["preset"])
+        options = {**parent.options, **self.options} if keeps else dict(self.options)
         limits = self.limits
         if all(v is None for v in limits.values()):
             limits = parent.kept["budget"]
         return self._with(
             limits,
             method=self.method or parent.method,
+            preset=parent.training["preset"] if keeps else self.preset,
             options=options,
             codec=self.codec or parent.kept["codec"],
         )
@@ -111,12 +118,17 @@ class LearnRequest:
             raise UsageError("--weights starts a new workspace; this one has a network already")
 
     def save(self, folder: Path, **extra: Any) -> None:
-        """Write the request, and what else a resume must know, into the run's folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the request, and what else a resume must know, into the run's folder.
+
+        Raises:
+            WorkspaceError: the disk is full, or the folder cannot be written.
+        """
         text = json.dumps({"request": asdict(self), **extra}, indent=1)
-        temporary = folder / f"{FILE}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / FILE)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / REQUEST, text.encode())
+        except OSError as error:
+            raise WorkspaceError(f"cannot write to {folder}: {error.strerror}") from None
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Self, dict[str, Any]]:
@@ -125,7 +137,7 @@ class LearnRequest:
         Raises:
             WorkspaceError: there is none, or it is damaged.
         """
-        path = folder / FILE
+        path = folder / REQUEST
         if not path.exists():
             raise WorkspaceError(
                 "no interrupted run to resume", hint="edgecil learn --new-data dir/"

@@ -32,6 +32,8 @@ from edgecil.settings import Preprocess
 FOLDER = ".edgecil"
 SCHEMA = 1
 WEIGHTS, MEMORY, MANIFEST = "weights.safetensors", "memory.safetensors", "manifest.json"
+REQUEST = "request.json"
+"""What an interrupted run was asked for, and the number that its version will have."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class VersionManifest:
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            schema = data["schema"]
+            schema = int(data["schema"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkspaceError(f"{path} is damaged: {error}") from None
         if schema > SCHEMA:
@@ -189,32 +191,50 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the writer's lock; leftovers of killed writers are removed.
+        """Hold the writer's lock; what killed writers left is finished or removed.
+
+        A workspace that is made for this and stays without a version is removed again.
 
         Raises:
             WorkspaceError: another process is writing, or the folder cannot be made.
         """
+        made_here = not self.root.exists()
         try:
             (self.root / "versions").mkdir(parents=True, exist_ok=True)
             ignore = self.root / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
-        except OSError as error:
-            raise WorkspaceError(f"cannot write to {self.root}: {error.strerror}") from None
-        lock = filelock.FileLock(self.root / "lock", timeout=0)
-        try:
+            lock = filelock.FileLock(self.root / "lock", timeout=0)
             lock.acquire()
-        except filelock.Timeout:
+        except filelock.Timeout:  # before OSError, which it is one of
             raise WorkspaceError(
                 f"another edgecil process is writing to {self.root}",
                 hint="wait for it, or use another folder with --workspace",
             ) from None
+        except OSError as error:
+            raise WorkspaceError(f"cannot write to {self.root}: {error.strerror}") from None
         try:
-            for leftover in self.root.glob("versions/.new-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._settle()
             yield
         finally:
+            if made_here and not self.exists() and not self.run.exists():
+                shutil.rmtree(self.root, ignore_errors=True)
             lock.release()
+
+    def _settle(self) -> None:
+        """Finish the commit of a writer that was killed in it, and remove half-written files."""
+        for leftover in self.root.glob("versions/.new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self.root.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        try:
+            number = json.loads((self.run / REQUEST).read_text(encoding="utf-8"))["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if number in self.versions():
+            # The folder got its name when it was complete: only what follows was cut off.
+            write_atomic(self.root / "current", f"{number}\n".encode())
+            self._finish(number)
 
     def read(self, version: int, name: str) -> bytes | None:
         """Return the content of a file of a version; None when it is not kept (any more).
@@ -260,28 +280,40 @@ class Workspace:
             sync_directory(target.parent)
             write_atomic(self.root / "current", f"{manifest.version}\n".encode())
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise WorkspaceError(
-                f"version {manifest.version} could not be written: {error.strerror}",
-                hint="free some space, then edgecil learn --resume",
-            ) from None
+            # When only the last sync failed, a power cut leaves the old version or the new one.
+            if not self.exists() or self.current() != manifest.version:
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(target, ignore_errors=True)
+                raise WorkspaceError(
+                    f"version {manifest.version} could not be written: {error.strerror}",
+                    hint="free some space, then edgecil learn --resume",
+                ) from None
+        self._finish(manifest.version)
+
+    def _finish(self, version: int) -> None:
+        """Remove what is not needed any more once ``version`` is the current one."""
         self.discard_run()
         # Kept images are needed by the current version and, for a rollback, by its parent.
-        for ancestor in self.lineage(manifest.version)[2:]:
-            (self.path(ancestor) / MEMORY).unlink(missing_ok=True)
+        for number in set(self.versions()).difference(self.lineage(version)[:2]):
+            (self.path(number) / MEMORY).unlink(missing_ok=True)
 
     def rollback(self, to: int | None = None) -> int:
         """Make an earlier version current again (default: the parent) and return its number.
 
         Raises:
-            WorkspaceError: there is no such version, or the current one has no parent.
+            WorkspaceError: there is no such version or it is damaged, the current one has no
+                parent, or the disk is full.
         """
         target = self.manifest().parent if to is None else to
         if target is None:
             raise WorkspaceError("the current version is the first one: nothing to roll back to")
         if target not in self.versions():
             raise WorkspaceError(f"no version {target}; there are {self.versions()}")
-        write_atomic(self.root / "current", f"{target}\n".encode())
+        self.manifest(target)  # a damaged version is not made current
+        try:
+            write_atomic(self.root / "current", f"{target}\n".encode())
+        except OSError as error:
+            raise WorkspaceError(f"cannot write to {self.root}: {error.strerror}") from None
         return target
 
     def refuse_unfinished(self) -> None:
@@ -290,7 +322,7 @@ class Workspace:
         Raises:
             UnfinishedRun: with the command that resumes it.
         """
-        if (self.run / "request.json").exists():
+        if (self.run / REQUEST).exists():
             raise UnfinishedRun(
                 f"an interrupted run waits in {self.run}",
                 hint="edgecil learn --resume, or --discard to start over",
