@@ -14,11 +14,12 @@ import torch
 from edgecil import learning, planning
 from edgecil.data.decode import decode, load
 from edgecil.data.images import ImageSet, concat
-from edgecil.data.source import align, folded, scan
+from edgecil.data.source import align, folded
 from edgecil.engine.compute import Compute, pick_device
 from edgecil.engine.events import Listener, Stage, ignore
-from edgecil.errors import DataError
+from edgecil.errors import DataError, UsageError
 from edgecil.evaluation import Evaluation, evaluate_images, scores
+from edgecil.intake import scan_tests
 from edgecil.learning import LearnResult
 from edgecil.planning import LearnPlan
 from edgecil.prepare import load_version, prepare
@@ -75,7 +76,9 @@ def learn(
         Interrupted: stopped by ``should_stop`` or after ``time_limit`` seconds.
         EdgecilError: it cannot be done; the workspace is as it was.
     """
-    request = None if resume or new_data is None else _request(new_data, method, settings)
+    if resume and (method is not None or settings):
+        raise UsageError("resume continues the interrupted run: it takes no other settings")
+    request = None if new_data is None else _request(new_data, method, settings)
     return learning.learn(
         request, Workspace.find(workspace), resume=resume, discard=discard,
         time_limit=time_limit, listener=listener, should_stop=should_stop,
@@ -114,7 +117,7 @@ def evaluate(
         DataError: the folder has classes that the version does not know (unless ignored).
     """
     manifest, model = load_version(Workspace.find(workspace), version)
-    folder = scan(data)
+    folder = scan_tests(data)
     known = {folded(name) for name in manifest.names}
     strange = [name for name in folder.classes if folded(name) not in known]
     if strange and not ignore_unknown:
@@ -198,7 +201,7 @@ def export(
     folders = [Path(f) for f in ([test_data] if test_data else recorded)]
     listener(Stage("reading test images"))
     sets = [
-        load(align(scan(f), manifest.names), manifest.input).images
+        load(align(scan_tests(f), manifest.names), manifest.input).images
         for f in folders
         if test_data or f.is_dir()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,16 @@ def decode_new(
     return Images(folder, place(every, device), held, paths, fingerprint(folder))
 
 
+def scan_tests(path: str | os.PathLike[str]) -> ImageFolder:
+    """Return the images to test on in a folder: of ``train/`` and ``val/`` the latter.
+
+    Raises:
+        DataError: there is nothing in it.
+    """
+    folder = scan(path)
+    return folder.test or folder
+
+
 def test_folders(
     request: LearnRequest, images: Images, parent: VersionManifest | None
 ) -> list[Path]:
@@ -160,11 +171,11 @@ def decode_tests(
     """Return all test images of the classes ``names``, or None when there are none.
 
     Raises:
-        DataError: the folder given as ``--test-data`` is not there.
+        DataError: the folder given as ``--test-data`` is not there, or an image is damaged.
     """
     if request.test_data is not None and not Path(request.test_data).is_dir():
         raise DataError(f"no folder of test images at {request.test_data}")
     sets = [] if images.held_out is None else [images.held_out]
-    folders = [align(scan(path), names) for path in test_folders(request, images, parent)]
-    sets.extend(load(folder, preprocess).images for folder in folders)
+    folders = [align(scan_tests(path), names) for path in test_folders(request, images, parent)]
+    sets.extend(load(folder, preprocess, skip_bad=request.skip_bad).images for folder in folders)
     return concat(sets) if sets else None

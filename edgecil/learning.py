@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,21 @@ from typing import Any
 import torch
 
 from edgecil._version import __version__
+from edgecil.data.images import ImageSet
 from edgecil.engine import increment, state
 from edgecil.engine.compute import Compute, pick_device, pick_threads, time_precision
 from edgecil.engine.distributed import join
 from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.engine.increment import Outcome
 from edgecil.engine.loop import Session
-from edgecil.errors import DependencyMissing, UsageError, WorkspaceError
+from edgecil.errors import (
+    BudgetError,
+    DataError,
+    DependencyMissing,
+    TrainingError,
+    UsageError,
+    WorkspaceError,
+)
 from edgecil.evaluation import Evaluation, evaluate_images
 from edgecil.intake import decode_tests, test_folders
 from edgecil.memory.process import peak_memory
@@ -65,6 +73,8 @@ def learn(
         EdgecilError: whatever else went wrong; the workspace is as it was.
     """
     if resume:
+        if request is not None or discard:
+            raise UsageError("resume continues the interrupted run: it takes no other settings")
         request, settled = LearnRequest.load(workspace.run)
     elif request is None:
         raise UsageError("nothing to learn: no folder of new images was given")
@@ -77,14 +87,19 @@ def learn(
         world.barrier()
         if not resume:
             workspace.refuse_unfinished()
+        elif settled["version"] in workspace.versions():
+            return _committed(workspace, listener)
+        world.barrier()  # nobody looks for an unfinished run any more: it may be written
         job = prepare(request, workspace, listener)
         _refuse_changes(job, settled)
+        check_budget(job.task, job.preprocess.resize, job.class_sizes)
+        tests = decode_tests(job.request, job.images, job.parent, job.names, job.preprocess)
         chosen = Compute.from_json(settled["compute"]) if settled else choose_compute(job)
-        compute = world.share(chosen)
-        check_budget(job.task, job.preprocess.resize, len(job.images.new) + len(job.kept))
+        compute = replace(world.share(chosen), device=str(job.device))
         torch.set_num_threads(compute.threads)
         if world.leads and not resume:
-            job.request.save(workspace.run, compute=compute.to_json(), **_identity(job))
+            number = {"version": workspace.next_version(), "compute": compute.to_json()}
+            job.request.save(workspace.run, **number, **_identity(job))
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         session = Session(
             compute, job.preprocess, job.augment, request.seed, world, listener, should_stop,
@@ -92,8 +107,21 @@ def learn(
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
         sets = {"new": job.images.new, "kept": job.kept}
-        outcome = increment.train(job.task, sets, session, saved=saved, paths=job.images.paths)
-        return _finish(job, outcome, workspace, session)
+        try:
+            outcome = increment.train(job.task, sets, session, saved=saved, paths=job.images.paths)
+            return _finish(job, outcome, tests, workspace, session)
+        except (TrainingError, BudgetError, DataError):
+            # It would fail in the same way again: there is nothing to resume.
+            if world.leads:
+                workspace.discard_run()
+            raise
+
+
+def _committed(workspace: Workspace, listener: Listener) -> LearnResult:
+    """Return the version of a run that was killed when all but its clean-up was done."""
+    listener(Note("the run had finished: its version is the current one"))
+    manifest = workspace.manifest()
+    return LearnResult(manifest, None, workspace.path(manifest.version))
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -126,11 +154,13 @@ def choose_compute(job: Job) -> Compute:
     return Compute(str(job.device), torch.get_num_threads(), precision)
 
 
-def _finish(job: Job, outcome: Outcome, workspace: Workspace, session: Session) -> LearnResult:
+def _finish(
+    job: Job, outcome: Outcome, tests: ImageSet | None, workspace: Workspace, session: Session
+) -> LearnResult:
     """Evaluate, record ranges, commit: on the leading rank, while the others wait."""
-    path, manifest, evaluation = workspace.path(0), None, None
+    manifest, evaluation = None, None
     if session.world.leads:
-        evaluation = _evaluate(job, outcome.model, session)
+        evaluation = _evaluate(job, outcome.model, tests, session)
         model = _with_ranges(job, outcome.model, session.listener)
         session.listener(Stage("saving"))
         manifest = _manifest(job, outcome, model, workspace, session, evaluation)
@@ -144,11 +174,12 @@ def _finish(job: Job, outcome: Outcome, workspace: Workspace, session: Session) 
     return LearnResult(manifest, evaluation, path)
 
 
-def _evaluate(job: Job, model: Model, session: Session) -> Evaluation | None:
-    session.listener(Stage("evaluating"))
-    tests = decode_tests(job.request, job.images, job.parent, job.names, job.preprocess)
+def _evaluate(
+    job: Job, model: Model, tests: ImageSet | None, session: Session
+) -> Evaluation | None:
     if tests is None:
         return None
+    session.listener(Stage("evaluating"))
     return evaluate_images(
         model, tests, job.preprocess, session.compute, job.names, job.task.classes.groups
     )
@@ -205,6 +236,7 @@ def _manifest(
             "seed": request.seed,
             "preset": request.preset,
             "new_images": len(job.images.new),
+            "new_images_per_class": job.class_sizes[job.task.classes.old :],
             "new_image_bytes": job.images.file_bytes,
             "seconds": outcome.seconds,
             "images_per_second": rate,

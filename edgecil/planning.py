@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +16,8 @@ from edgecil.engine.increment import Task
 from edgecil.engine.loop import PhaseRun, Session
 from edgecil.engine.selection import dimensions
 from edgecil.errors import BudgetError
-from edgecil.memory.budget import Budget
+from edgecil.memory.budget import Budget, count_for
+from edgecil.memory.fields import IMAGES
 from edgecil.memory.plan import MemoryPlan, plan
 from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
@@ -51,50 +53,59 @@ class LearnPlan:
         return asdict(self)
 
 
-def exemplar_count(budget: Budget, classes: int, images: int) -> int | None:
-    """Return how many exemplars a budget in images allows; None for one in bytes."""
-    if budget.bytes is not None:
-        return None
-    if budget.per_class is not None:
-        return min(images, budget.per_class * classes)
-    return images if budget.total is None else min(images, budget.total // classes * classes)
-
-
 def kept_plan(
-    recipe: Recipe, spec: NetSpec, groups: tuple[int, ...], side: int, budget: Budget, images: int
+    recipe: Recipe,
+    spec: NetSpec,
+    groups: tuple[int, ...],
+    side: int,
+    budget: Budget,
+    sizes: Sequence[int],
 ) -> MemoryPlan:
     """Return the kept memory of a method after the increments ``groups``.
 
-    ``side`` is the edge of a stored image in pixels, ``images`` how many were seen in all.
+    ``side`` is the edge of a stored image in pixels, ``sizes`` the number of images of each
+    class. Exact for codecs of fixed size, else an upper bound.
 
     Raises:
-        BudgetError: not even the least that the method keeps fits a budget in bytes.
+        BudgetError: not even the least that the method keeps fits the budget.
     """
-    classes = sum(groups)
-    count = exemplar_count(budget, classes, images) if recipe.selection else 0
 
-    def at(exemplars: int, size: Any) -> MemoryPlan:
-        return plan(recipe.fields, dimensions(spec, groups, side, exemplars), size=size)
+    def at(per_class: int, size: Literal["bound", "least"] = "bound") -> MemoryPlan:
+        count = sum(min(per_class, n) for n in sizes) if recipe.selection else 0
+        return plan(recipe.fields, dimensions(spec, groups, side, count), size=size)
 
     if budget.bytes is None:
-        return at(count or 0, "bound")
-    least = at(classes if recipe.selection else 0, "least")
+        lengths = [range(n) for n in sizes] if recipe.selection else []
+        return at(count_for(budget, lengths, lambda counts, item_bytes: 0))
+    least = at(1, "least")
     if least.kept_bytes > budget.bytes:
         raise BudgetError(
-            f"{recipe.name} keeps at least {format_bytes(least.kept_bytes)} for {classes} "
+            f"{recipe.name} keeps at least {format_bytes(least.kept_bytes)} for {sum(groups)} "
             f"classes, the budget is {format_bytes(budget.bytes)}",
             hint="raise --memory-budget, or take a method that keeps nothing: lwm, lwf-mc",
         )
-    return least
+    return _filling(budget.bytes, at, max(sizes, default=0))
 
 
-def check_budget(task: Task, side: int, images: int) -> MemoryPlan:
+def _filling(limit: int, at: Callable[[int], MemoryPlan], most: int) -> MemoryPlan:
+    """Return the plan with the most exemplars per class, up to ``most``, within ``limit`` bytes."""
+    fitting = bisect.bisect_right(range(1, most + 1), limit, key=lambda n: at(n).kept_bytes)
+    found = at(max(1, fitting))
+    if found.exact or fitting >= most:
+        return found
+    # Images may turn out smaller than the bound, and more of them fit: up to the last byte.
+    rest = limit - found.kept_bytes
+    rows = (replace(r, bytes=r.bytes + rest) if r.name == IMAGES else r for r in found.rows)
+    return replace(found, rows=tuple(rows))
+
+
+def check_budget(task: Task, side: int, sizes: Sequence[int]) -> MemoryPlan:
     """Return the planned kept memory of a task, refusing what cannot fit.
 
     Raises:
-        BudgetError: not even the least that the method keeps fits a budget in bytes.
+        BudgetError: not even the least that the method keeps fits the budget.
     """
-    return kept_plan(task.recipe, task.spec, task.classes.groups, side, task.budget, images)
+    return kept_plan(task.recipe, task.spec, task.classes.groups, side, task.budget, sizes)
 
 
 def make_plan(job: Job, compute: Compute) -> LearnPlan:
@@ -113,8 +124,7 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
         if number == 0:
             rate = _seconds_per_step(run)
             increment.measure(ctx, run, session)
-    seen = len(job.images.new) + len(job.kept)
-    kept = check_budget(job.task, job.preprocess.resize, seen)
+    kept = check_budget(job.task, job.preprocess.resize, job.class_sizes)
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
     steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(

@@ -18,12 +18,15 @@ from edgecil.engine.selection import exemplar_images
 from edgecil.errors import AdoptError, UsageError
 from edgecil.intake import Images, choose_input, decode_new, scan_new
 from edgecil.memory.budget import Budget
+from edgecil.memory.fields import IMAGES
 from edgecil.method import Classes, Origin, Preset, Recipe, nearest
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
 from edgecil.request import LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
 from edgecil.workspace import VersionManifest, Workspace
+
+ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,19 @@ class Job:
     device: torch.device
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def class_sizes(self) -> list[int]:
+        """How many images of each class can be kept: all new ones, old exemplars."""
+        labels = torch.cat([self.kept.labels.cpu(), self.images.new.labels.cpu()])
+        sizes: list[int] = torch.bincount(labels, minlength=self.task.classes.seen).tolist()
+        return sizes
+
 
 def recipe_of(method: str, options: Mapping[str, Any], codec: str) -> Recipe:
     """Return the recipe of a method whose exemplars are stored with ``codec``."""
     recipe = registry.build(method, options)
     fields = tuple(
-        dataclasses.replace(f, codec=codec)
-        if f.name == "exemplars.images" and f.codec != "reference"
-        else f
+        dataclasses.replace(f, codec=codec) if f.name == IMAGES and f.codec != "reference" else f
         for f in recipe.fields
     )
     return dataclasses.replace(recipe, fields=fields)
@@ -80,8 +88,10 @@ def _adopt(recipe: Recipe, parent: VersionManifest, model: Model) -> None:
     """Refuse a method that cannot continue from ``parent``."""
     origin = Origin(parent.method, parent.head_kind, parent.rule["kind"], model.kept.names)
     reason = recipe.adopt(origin)
-    if reason is None and recipe.selection and "exemplars.images" not in origin.kept_fields:
+    if reason is None and recipe.selection and IMAGES not in origin.kept_fields:
         reason = "it replays exemplars, and none are kept of the old classes"
+    if reason is None and recipe.selection and recipe.selection.everything:
+        reason = None if model.kept.field(IMAGES).codec == "reference" else ONLY_COPIES
     if reason is not None:
         raise AdoptError(
             f"{recipe.name} cannot continue from version {parent.version} "

@@ -96,9 +96,9 @@ def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
     recipe = recipe_of(name, {}, manifest.kept["codec"])
     everything = recipe.selection is not None and recipe.selection.everything
     limits = Budget() if everything else Budget(**manifest.kept["budget"])
-    images = sum(m.training["new_images"] for m in lineage)
+    sizes = [n for m in reversed(lineage) for n in m.training["new_images_per_class"]]
     spec = NetSpec.from_json(manifest.net)
-    plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, images)
+    plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, sizes)
     plan = _with_references(plan, recipe, lineage)
     return method_memory(name, plan, basis="plan", training_bytes=training_bytes(recipe, manifest))
 
