@@ -58,7 +58,7 @@ def _usage(error: Any) -> Failure:
     hint = ", ".join(close.rstrip("?").replace("'", "").split(", ")) if close else None
     near = getattr(error, "possibilities", None)
     if near:
-        hint = ", ".join(sorted(near))
+        hint = ", ".join(near)
     elif not close:
         message = error.format_message()
     path = error.ctx.command_path if getattr(error, "ctx", None) else "edgecil"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,16 @@ from edgecil.workspace import Workspace
 
 EXPERT = "Expert options"
 MEMORY = "Memory kept between increments (one of the three)"
+
+
+def flag(name: str, help: str, panel: str | None = None) -> Any:
+    """Return an option without a value; the help shows no type for it."""
+    return typer.Option(name, help=help, metavar=" ", rich_help_panel=panel)
+
+
+def value(help: str, metavar: str, panel: str | None = None, complete: Any = None) -> Any:
+    """Return an option with a value that the help calls ``metavar``."""
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, autocompletion=complete)
 
 
 def complete_method(incomplete: str) -> list[tuple[str, str]]:
@@ -46,25 +56,15 @@ def complete_device(incomplete: str) -> list[str]:
 
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="The workspace; default: .edgecil here or in a parent folder, "
-        "or EDGECIL_WORKSPACE.",
-    ),
+    value("Default: .edgecil here or in a parent folder, or EDGECIL_WORKSPACE.", "DIR"),
 ]
 DeviceOption = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE", help="Where to compute: cpu, cuda:0, auto.",
-        autocompletion=complete_device,
-    ),
-]  # fmt: skip
+    str, value("Where to compute: cpu, cuda:0, auto.", "DEVICE", complete=complete_device)
+]
 VersionOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="A version other than the current one.",
-        autocompletion=complete_version,
-    ),
-]  # fmt: skip
-JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the one value only.")]
+    int | None, value("A version other than the current one.", "N", complete=complete_version)
+]
+JsonOption = Annotated[bool, flag("--json", "Answer with one JSON object.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar=" ", help="Print the one value only.")
+]

@@ -24,6 +24,8 @@ from edgecil_cli._tables import Column
 
 SCHEMA = 1
 _UNLIMITED = 10_000
+PROSE = 88
+"""Cells of a line of prose, where the terminal is wider."""
 
 
 def printable(text: str) -> str:
@@ -97,11 +99,14 @@ class Output:
         sys.stdout.write(json.dumps(answer, allow_nan=False) + "\n")
 
     def print(self, text: str | Text = "") -> None:
-        """Write a line of the result on stdout."""
+        """Write lines of the result on stdout; a sentence that is too long wraps at words."""
         if isinstance(text, Text):
             text = text.copy()
             text.rstrip()
-        self.out.print(text if isinstance(text, Text) else printable(text))
+            self.out.print(text)
+            return
+        lines = [part for line in text.split("\n") for part in _tables.wrap(line, self.width)]
+        self.out.print(printable("\n".join(lines)))
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """Write a table on stdout."""
@@ -111,9 +116,13 @@ class Output:
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
         """Write ``label  value`` lines on stdout."""
         clean = [(label, printable(value)) for label, value in rows]
-        self.print(_tables.pairs(clean, min(self.width, 100)))
+        self.print(_tables.pairs(clean, min(self.width, PROSE)))
 
     def _line(self, label: str, style: str, text: str) -> None:
+        if self.err.is_terminal and not text.startswith("edgecil"):
+            # Words stay whole on a narrow terminal; a log, and a command to copy, is one line.
+            text = "\n".join(_tables.wrap(f"{label}: {text}", self.err.width))
+            text = text.removeprefix(f"{label}: ")
         self.err.print(Text.assemble((f"{label}:", style), " ", printable(text)))
 
     def note(self, text: str) -> None:

@@ -131,8 +131,8 @@ class Display:
         elif isinstance(event, Progress):
             self.bar.event = event
             if event.step == event.steps:
-                what = f"{event.phase}: {event.epochs} epochs, {event.steps} steps"
-                self.output.err.print(f"{what}, {_rate(event)}  {terms_text(event.terms)}")
+                what = f"{event.phase}: {event.epochs} epochs, {event.steps} steps, {_rate(event)}"
+                self.output.err.print(f"{what}\n  {terms_text(event.terms)}")
 
 
 class Events:

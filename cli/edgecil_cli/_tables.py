@@ -73,6 +73,8 @@ def pairs(rows: Sequence[tuple[str, str]], width: int) -> Text:
 
 def wrap(text: str, width: int) -> list[str]:
     """Return the lines of ``text``; words such as paths are never broken."""
+    if cell_len(text) <= width:
+        return [text]
     return textwrap.wrap(
         text, max(NARROWEST, width), break_long_words=False, break_on_hyphens=False
     ) or [""]

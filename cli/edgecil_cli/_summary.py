@@ -1,0 +1,130 @@
+"""What a version and a plan look like in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edgecil.units import format_bytes, format_seconds
+from edgecil.workspace import VersionManifest
+from edgecil_cli._output import Output, percent
+from edgecil_cli._tables import Column
+
+if TYPE_CHECKING:
+    from edgecil.planning import LearnPlan
+
+Field = Mapping[str, Any]
+
+
+def manifest_json(manifest: VersionManifest) -> dict[str, Any]:
+    """Return the manifest as a JSON object."""
+    return asdict(manifest)
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 image``, ``2,000 images``, ``1 class``, ``3 classes``."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
+def fields_text(total: int, fields: Sequence[Field], *, bound: bool = False) -> str:
+    """Return the kept bytes and, below them, the fields they consist of."""
+    if not total:
+        return "0 B: nothing beside the classifier"
+    head = ("at most " if bound else "") + format_bytes(total)
+    sizes = [format_bytes(f["bytes"]) for f in fields]
+    wide = max(map(len, sizes), default=0)
+    lines = [f"{size:>{wide}} {f['name']}" for size, f in zip(sizes, fields, strict=True)]
+    return "\n".join([head, *lines])
+
+
+def overall(manifest: VersionManifest) -> float | None:
+    """Return the accuracy over all classes, None when some were not measured."""
+    test = manifest.test
+    return test["top1"] if test and None not in test["by_increment"] else None
+
+
+def accuracy_rows(manifest: VersionManifest) -> list[tuple[str, str, str]]:
+    """Return what, how many classes, and their accuracy."""
+    test = manifest.test or {}
+    seen = len(manifest.classes)
+    new = manifest.groups[-1]
+    rows = [("all", f"{seen}", percent(overall(manifest)))]
+    if new < seen:
+        old = ("old", f"{seen - new}", percent(test.get("old")))
+        rows = [old, ("new", f"{new}", percent(test.get("new"))), *rows]
+    return rows
+
+
+def _speed(training: Mapping[str, Any]) -> str:
+    device, precision = training.get("device", ""), training.get("precision", "")
+    rate = f"{training['images_per_second']:,.0f} images/s"
+    return f"{format_seconds(training['seconds'])}, {rate} on {device} ({precision})"
+
+
+def _tested(manifest: VersionManifest) -> str:
+    if manifest.test is None:
+        return "not yet: give --test-data or --val-fraction"
+    images = f"on {count(manifest.test['n'], 'image')}"
+    return images if overall(manifest) is not None else f"{images}, which show some classes only"
+
+
+def show_version(output: Output, manifest: VersionManifest, path: str) -> None:
+    """Print what a new version knows, how well, and what it keeps."""
+    new = count(manifest.groups[-1], "new class")
+    output.print(f"version {manifest.version}: {new}, {len(manifest.classes)} in all")
+    output.print()
+    output.table(
+        [Column("classes"), Column("count", right=True), Column("accuracy", right=True)],
+        accuracy_rows(manifest),
+    )
+    output.print()
+    kept, training = manifest.kept, manifest.training
+    output.pairs(
+        [
+            ("tested", _tested(manifest)),
+            ("method", manifest.method),
+            ("kept", fields_text(kept["bytes"], kept["fields"])),
+            ("classifier", format_bytes(manifest.classifier_bytes)),
+            ("time", _speed(training)),
+            ("path", path),
+        ]
+    )
+
+
+def show_plan(output: Output, plan: LearnPlan) -> None:
+    """Print what learning would do and cost."""
+    new = count(len(plan.classes_new), "new class")
+    output.print(f"plan: {new} beside {plan.classes_old} known, with {plan.method}")
+    output.print()
+    images = count(plan.images, "new image")
+    if plan.kept_images:
+        images += f", {count(plan.kept_images, 'kept image')}"
+    rows = [
+        ("network", f"{plan.arch}, images of {plan.image_size} x {plan.image_size} pixels"),
+        ("data", images),
+        *(("phase", _phase(phase)) for phase in plan.phases),
+        ("time", f"about {format_seconds(plan.seconds)} on {plan.device} ({plan.precision})"),
+        (
+            "keeps",
+            fields_text(
+                plan.kept["bytes"], plan.kept["fields"], bound=plan.kept["basis"] == "bound"
+            ),
+        ),
+        ("training", _training(plan.training_bytes)),
+        ("disk", format_bytes(plan.disk_bytes)),
+    ]
+    output.pairs(rows)
+
+
+def _phase(phase: Field) -> str:
+    epochs, steps = count(phase["epochs"], "epoch"), count(phase["steps"], "step")
+    return f"{phase['name']}: {epochs}, {steps}, {count(phase['images'], 'image')}"
+
+
+def _training(sizes: Mapping[str, int]) -> str:
+    """Return the training memory in all and by kind; released when the increment ends."""
+    parts = [f"{name} {format_bytes(size)}" for name, size in sizes.items() if size]
+    total = format_bytes(sum(sizes.values()))
+    return f"{total} while it runs: {', '.join(parts)}" if parts else total

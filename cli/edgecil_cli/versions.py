@@ -1,0 +1,177 @@
+"""``edgecil status``, ``history`` and ``rollback``: the versions of a workspace; no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from edgecil.units import format_bytes
+from edgecil.workspace import MEMORY, VersionManifest, Workspace
+from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption, complete_version
+from edgecil_cli._output import Output, percent, short
+from edgecil_cli._summary import count, fields_text, overall
+from edgecil_cli._tables import Column
+
+STATUS_EPILOG = """\
+Examples:
+
+  edgecil status
+
+  edgecil status --json
+"""
+HISTORY_EPILOG = """\
+Examples:
+
+  edgecil history
+
+  edgecil history --json
+"""
+ROLLBACK_EPILOG = """\
+Examples:
+
+  edgecil rollback
+
+  edgecil rollback 3
+"""
+
+
+def _summary(manifest: VersionManifest) -> dict[str, Any]:
+    return {
+        "version": manifest.version,
+        "parent": manifest.parent,
+        "created": manifest.created,
+        "method": manifest.method,
+        "classes": len(manifest.classes),
+        "classes_new": manifest.groups[-1],
+        "accuracy": overall(manifest),
+        "kept_bytes": manifest.kept["bytes"],
+        "classifier_bytes": manifest.classifier_bytes,
+    }
+
+
+def status(
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show the current version and an interrupted run."""
+    output = Output("status", as_json=as_json, quiet=quiet)
+    place = Workspace.find(workspace)
+    waits = (place.run / "request.json").exists()
+    if waits and not place.exists():
+        manifest = None
+    else:
+        manifest = place.manifest()
+    answer = {
+        "workspace": place.root,
+        "interrupted_run": waits,
+        "current": None if manifest is None else _summary(manifest),
+        "groups": [] if manifest is None else list(manifest.groups),
+        "arch": None if manifest is None else manifest.net["arch"],
+        "image_size": None if manifest is None else manifest.input.size,
+    }
+    output.result(answer, value_only="0" if manifest is None else str(manifest.version))
+    if not output.for_people:
+        return
+    rows = [("workspace", short(place.root))]
+    rows += [("version", "none yet")] if manifest is None else _rows(place, manifest)
+    if waits:
+        rows.append(("run", "an interrupted run waits"))
+    output.pairs(rows)
+    output.next("edgecil learn --resume" if waits else "edgecil learn --new-data dir/")
+
+
+def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
+    groups = manifest.groups
+    classes = count(len(manifest.classes), "class")
+    if len(groups) > 1:
+        classes += f" in {len(groups)} increments: {' + '.join(map(str, groups))}"
+    versions = place.versions()
+    return [
+        ("version", f"{manifest.version} of {len(versions)}, made {_when(manifest)}"),
+        ("method", manifest.method),
+        ("classes", classes),
+        ("accuracy", percent(overall(manifest))),
+        ("network", f"{manifest.net['arch']}, {manifest.input.size} x {manifest.input.size}"),
+        ("classifier", format_bytes(manifest.classifier_bytes)),
+        ("kept", fields_text(manifest.kept["bytes"], manifest.kept["fields"])),
+    ]
+
+
+def _when(manifest: VersionManifest) -> str:
+    return manifest.created[:16].replace("T", " ") + " UTC"
+
+
+def history(
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List all versions, oldest first."""
+    output = Output("history", as_json=as_json, quiet=quiet)
+    place = Workspace.find(workspace)
+    current = place.current()
+    manifests = [place.manifest(number) for number in place.versions()]
+    answer = [{**_summary(m), "current": m.version == current} for m in manifests]
+    output.result(
+        {"versions": answer, "current": current},
+        value_only="\n".join(str(m.version) for m in manifests),
+    )
+    if output.for_people:
+        columns = [
+            Column("version"), Column("from", right=True), Column("method"),
+            Column("classes", right=True), Column("accuracy", right=True),
+            Column("kept", right=True), Column("size", right=True), Column("made (UTC)"),
+        ]  # fmt: skip
+        output.table(columns, [_row(m, current) for m in manifests])
+
+
+def _row(manifest: VersionManifest, current: int) -> list[str]:
+    new, seen = manifest.groups[-1], len(manifest.classes)
+    top1 = overall(manifest)
+    return [
+        f"{manifest.version} (now)" if manifest.version == current else str(manifest.version),
+        "" if manifest.parent is None else str(manifest.parent),
+        manifest.method,
+        f"{seen} (+{new})" if new < seen else str(seen),
+        "-" if top1 is None else percent(top1),
+        format_bytes(manifest.kept["bytes"]),
+        format_bytes(manifest.classifier_bytes),
+        manifest.created[5:16].replace("T", " "),
+    ]
+
+
+def rollback(
+    version: Annotated[
+        int | None,
+        typer.Argument(
+            help="Default: the version that the current one was learned from.",
+            metavar="[VERSION]",
+            autocompletion=complete_version,
+            show_default=False,
+        ),
+    ] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make an earlier version current again."""
+    output = Output("rollback", as_json=as_json, quiet=quiet)
+    place = Workspace.find(workspace)
+    before = place.current()
+    with place.locked():
+        target = place.rollback(version)
+    manifest = place.manifest(target)
+    output.result({"current": target, "was": before}, value_only=str(target))
+    if output.for_people:
+        classes = count(len(manifest.classes), "class")
+        output.print(f"current is version {target}, was {before}: {manifest.method}, {classes}")
+    if manifest.kept["bytes"] and not (place.path(target) / MEMORY).exists():
+        output.note(
+            f"the images that version {target} kept are no longer stored: "
+            "it serves for evaluation and export"
+        )
+    if (place.run / "request.json").exists():
+        output.note("an interrupted run waits; it can be resumed from its own version only")
+    output.next(f"edgecil rollback {before}")
