@@ -18,6 +18,7 @@ from edgecil.engine.selection import exemplar_images
 from edgecil.errors import AdoptError, UsageError
 from edgecil.intake import Images, choose_input, decode_new, scan_new
 from edgecil.memory.budget import Budget
+from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import IMAGES
 from edgecil.method import Classes, Origin, Preset, Recipe, nearest
 from edgecil.model import Model, load
@@ -137,6 +138,8 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     parent, model = load_version(workspace) if workspace.exists() else (None, None)
     request = request.inherited(parent)
     assert request.method is not None and request.codec is not None
+    if item_codec(request.codec).name == "reference":
+        raise UsageError("codec 'reference' keeps no images: it is that of the method joint")
     preset = _preset(request.method, request.preset)
     options = {**(preset.options if preset else {}), **request.options}
     recipe = recipe_of(request.method, options, request.codec)
