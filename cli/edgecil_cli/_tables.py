@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,9 +73,11 @@ def pairs(rows: Sequence[tuple[str, str]], width: int) -> Text:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Return the lines of ``text``; words such as paths are never broken."""
+    """Return the lines of ``text``; words such as paths are never broken, nor ``300 kB``."""
     if cell_len(text) <= width:
         return [text]
-    return textwrap.wrap(
-        text, max(NARROWEST, width), break_long_words=False, break_on_hyphens=False
-    ) or [""]
+    glued = re.sub(r"(?<=\d) (?=(B|kB|MB|GB|s|ms|min|h|%)\b|%)", "\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(
+        glued, max(NARROWEST, width), break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ import subprocess
 import pytest
 from edgecil_cli import _progress
 from edgecil_cli._output import Output, percent, plain
-from edgecil_cli._tables import Column, pairs, table
+from edgecil_cli._tables import Column, pairs, table, wrap
 from rich.console import Console
 
 from edgecil.engine.events import Note, PhaseStarted, Progress, Stage
@@ -37,6 +38,13 @@ def test_long_values_wrap_under_themselves_and_paths_stay_whole():
         "kept  one two three four five",
         "      six seven",
         f"path  {path}",
+    ]
+
+
+def test_a_number_keeps_its_unit():
+    assert wrap("of which gradients are 300 kB here", 26) == [
+        "of which gradients are",
+        "300 kB here",
     ]
 
 
@@ -116,8 +124,6 @@ def test_events_are_lines_of_json(tmp_path, capsys):
     with _progress.listening(Output("learn", quiet=True), events=path) as listener:
         listener(_progress_event(70))
         listener(Stage("saving"))
-    import json
-
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["event"] for row in rows] == ["Progress", "Stage"]
     assert rows[0]["terms"]["attention"] == 0.125 and rows[0]["time"] > 0
