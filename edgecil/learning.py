@@ -158,7 +158,7 @@ def _finish(
     job: Job, outcome: Outcome, tests: ImageSet | None, workspace: Workspace, session: Session
 ) -> LearnResult:
     """Evaluate, record ranges, commit: on the leading rank, while the others wait."""
-    manifest, evaluation = None, None
+    evaluation = None
     if session.world.leads:
         evaluation = _evaluate(job, outcome.model, tests, session)
         model = _with_ranges(job, outcome.model, session.listener)
@@ -168,10 +168,8 @@ def _finish(
         files = {WEIGHTS: weight_file(model)} | ({MEMORY: kept} if kept else {})
         workspace.commit(manifest, files)
     session.world.barrier()
-    if manifest is None:
-        manifest = workspace.manifest()
-    path = workspace.path(manifest.version)
-    return LearnResult(manifest, evaluation, path)
+    manifest = workspace.manifest()
+    return LearnResult(manifest, evaluation, workspace.path(manifest.version))
 
 
 def _evaluate(

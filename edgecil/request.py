@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -128,6 +129,7 @@ class LearnRequest:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / REQUEST, text.encode())
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise WorkspaceError(f"cannot write to {folder}: {error.strerror}") from None
 
     @classmethod

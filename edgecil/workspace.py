@@ -227,6 +227,8 @@ class Workspace:
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.root.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+        if not (self.run / REQUEST).exists():
+            self.discard_run()
         try:
             number = json.loads((self.run / REQUEST).read_text(encoding="utf-8"))["version"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 from edgecil_runtime import container
 
 from edgecil import api
+from edgecil.engine import loop
+from edgecil.errors import EdgecilError
 from edgecil.workspace import Workspace
 
 QUICK = {"arch": "resnet8", "epochs": 1, "precision": "float32", "record_ranges": False}
@@ -46,3 +50,42 @@ def weights(root: Path, version: int | None = None) -> dict[str, np.ndarray]:
 def equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
     """Return whether two sets of arrays are equal to the bit."""
     return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
+
+
+def looking_often(start):
+    """Return a ``Session.__init__`` that looks for a stop at every step."""
+
+    def init(self, *arguments, **settings):
+        start(self, *arguments, **settings)
+        self.poll_seconds = 0.0
+
+    return init
+
+
+def learn_in_child(root, folder, die, ready, answers, settings):
+    """Learn in a process that is killed before its ``die``-th sync or rename; 0 is never.
+
+    The run state is saved after every step, but when calls are counted: these are then those of
+    the request and of the commit.
+    """
+    count = 0
+
+    def counted(real):
+        def call(*arguments, **names):
+            nonlocal count
+            count += 1
+            if count == die:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **names)
+
+        return call
+
+    loop.Session.__init__ = looking_often(loop.Session.__init__)
+    loop.SAVE_SECONDS = 1e9 if die else 0.0
+    for name in ("fsync", "rename", "replace") if die else ():
+        setattr(os, name, counted(getattr(os, name)))
+    ready.set()
+    try:
+        learn(folder, root, **settings)
+    except EdgecilError as error:
+        answers.put(error.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def dimensions(spec: NetSpec, groups: tuple[int, ...], side: int, exemplars: int
     with torch.device("meta"):
         features = build(spec, 1).feature_dim
     return Dimensions(groups, features, side, side, exemplars, shapes(spec, sum(groups)))
+
+
+def _most(budget: Budget, sizes: Sequence[int], codec: str, side: int) -> int | None:
+    """Return a number of exemplars per class that ``budget`` cannot exceed; None: no limit.
+
+    ``sizes`` are the images of each class: what small classes leave is for the large ones.
+    """
+    if budget.bytes is None:
+        return most_per_class(budget, len(sizes), codec, (side, side))
+    total = most_per_class(budget, 1, codec, (side, side))
+    counts = range(1, max(sizes) + 1)
+    return bisect.bisect_right(counts, total, key=lambda n: sum(min(n, size) for size in sizes))
 
 
 def _ranked(ctx: Context, selection: Selection, most: int | None) -> list[NDArray[np.int64]]:
@@ -55,7 +68,9 @@ def store_exemplars(
     pixels = ctx.sets["new"].pixels.cpu().numpy()
     side = int(pixels.shape[1])
     codec = ctx.keeps.field(IMAGES).codec
-    most = most_per_class(budget, ctx.classes.seen, codec, (side, side))
+    old = ctx.kept.read(COUNTS).tolist() if COUNTS in ctx.kept else []
+    new = torch.bincount(ctx.sets["new"].labels.cpu() - len(old)).tolist()
+    most = _most(budget, old + new, codec, side)
     count = build_exemplars(
         ctx.kept, ctx.keeps, pixels, _ranked(ctx, selection, most), budget, paths=paths,
         dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side), values=ctx.columns,
