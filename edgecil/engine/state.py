@@ -45,7 +45,8 @@ class Saved:
 
 def numpy_arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the tensors as C-order numpy arrays on the CPU."""
-    return {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in tensors.items()}
+    # Not numpy's ascontiguousarray, which makes vectors of scalars.
+    return {name: t.detach().cpu().contiguous().numpy() for name, t in tensors.items()}
 
 
 def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
