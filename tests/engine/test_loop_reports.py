@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import toys
@@ -15,7 +17,7 @@ from edgecil.errors import Interrupted, TrainingError, UsageError, WorkspaceErro
 from edgecil.method import Phase, Term
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
-from edgecil.settings import Training
+from edgecil.settings import Optim, Training
 
 
 def step(values):
@@ -29,7 +31,10 @@ def step(values):
     return run
 
 
-def phase_run(steps=step({}), session=None, **changes):
+PLAIN = step({})
+
+
+def phase_run(steps=PLAIN, session=None, **changes):
     session = session or toys.session()
     ctx, _ = begin(toys.task("finetune", (2,)), {"new": toys.image_set(range(2), 6)}, session)
     return PhaseRun(ctx, Phase("stage", steps, Training(2, 4), **changes), 0, session)
@@ -38,7 +43,7 @@ def phase_run(steps=step({}), session=None, **changes):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_term_that_is_not_finite_is_named_with_its_phase(value):
     run = phase_run(step({"good": 1.0, "rotten": value}))
-    with pytest.raises(TrainingError, match="'rotten' became .* in phase 'stage'") as caught:
+    with pytest.raises(TrainingError, match=r"'rotten' became .* in phase 'stage'") as caught:
         run.run()
     assert "--lr" in caught.value.hint
 
@@ -91,6 +96,27 @@ def test_a_state_that_cannot_be_written_or_read(tmp_path):
         state.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_scalars_stay_scalars_in_the_state(kind, tmp_path):
+    session = toys.session(folder=tmp_path)
+    given = toys.task("finetune", (2,))
+    given = dataclasses.replace(given, spec=NetSpec("resnet8", "cosine"))
+    ctx, _ = begin(given, {"new": toys.image_set(range(2), 6)}, session)
+    phase = Phase("stage", PLAIN, Training(2, 4, Optim(kind=kind)))
+    run = PhaseRun(ctx, phase, 0, session)
+    run.run()
+    run.save(run.steps, 0.0)
+    saved = state.load(tmp_path)
+    assert saved.tensors["net/head.eta"].shape == ()
+    found = saved.part("optimiser")
+    for name, value in run.optimisers.tensors().items():
+        assert found[name].shape == value.shape, name
+        assert torch.equal(found[name], value)
+    again = PhaseRun(ctx, phase, 0, session)
+    again.optimisers.load(found)
+    again.step(0)
+
+
 def test_a_phase_in_eval_mode_leaves_every_buffer_as_it_was():
     run = phase_run(mode="eval")
     before = {k: v.clone() for k, v in run.ctx.net.named_buffers()}
@@ -122,9 +148,7 @@ def test_precision_is_chosen_by_timing(monkeypatch):
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), f"timing changed {name}"
     for slow, fast in (("float32", "bfloat16"), ("bfloat16", "float32")):
-        timings = iter(
-            {"float32": 1.0, "bfloat16": 1.0, slow: 2.0}[p] for p in ("float32", "bfloat16")
-        )
+        timings = iter((2.0, 1.0) if slow == "float32" else (1.0, 2.0))
         monkeypatch.setattr(computing, "_seconds", lambda *a, t=timings, **k: next(t))
         assert time_precision(net, images, torch.device("cpu")) == fast
 
