@@ -20,7 +20,7 @@ demo: venv
 	$(BIN)/edgecil demo
 
 test: check
-	$(TEST_ENV) $(BIN)/python -m pytest -q
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 check: venv
 	$(BIN)/ruff check .

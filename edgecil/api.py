@@ -145,7 +145,10 @@ def predict(
     """
     manifest, model = load_version(Workspace.find(workspace), version)
     paths = [Path(image) for image in images]
-    decoded = decode(paths, manifest.input.resize)
+    try:
+        decoded = decode(paths, manifest.input.resize)
+    except DataError as error:
+        raise DataError(error.message) from None  # the hint is for folders
     labels = torch.zeros(len(paths), dtype=torch.int64)
     compute = Compute(str(pick_device(device)), torch.get_num_threads(), "float32")
     values, _ = scores(

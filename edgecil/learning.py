@@ -141,11 +141,18 @@ def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
 
 
 def choose_compute(job: Job) -> Compute:
-    """Return where and how to compute; the precision by timing, unless it is given."""
+    """Return where and how to compute.
+
+    The precision is the given one, that of the version before on the same device, or chosen by
+    timing.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(pick_threads())
     precision = job.request.precision
-    if precision == "auto":
+    before = job.parent.training if job.parent else {}
+    if precision == "auto" and before.get("device") == str(job.device):
+        precision = before["precision"]
+    elif precision == "auto":
         net = build(job.task.spec, job.task.classes.seen)
         net = net.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         side = job.preprocess.size
@@ -178,8 +185,10 @@ def _evaluate(
     if tests is None:
         return None
     session.listener(Stage("evaluating"))
+    # In the precision of evaluate and of the exported graph, so that one model has one figure.
+    compute = replace(session.compute, precision="float32")
     return evaluate_images(
-        model, tests, job.preprocess, session.compute, job.names, job.task.classes.groups
+        model, tests, job.preprocess, compute, job.names, job.task.classes.groups
     )
 
 

@@ -118,7 +118,7 @@ def main() -> None:
     for seed in map(int, given.seeds.split(",")):
         for method in given.methods.split(","):
             pairs = [s.split(":", 1)[1].split("=") for s in given.set if s.startswith(f"{method}:")]
-            options = {name: value for name, value in pairs}
+            options = dict(pairs)
             label = "-".join([method, *(f"{n}={v}" for n, v in options.items()), f"seed{seed}"])
             path = given.out / f"{label}.json"
             if not path.exists():
