@@ -1,3 +1,5 @@
-"""The version of the distribution."""
+"""The version of both distributions, declared once by the device runtime."""
 
-__version__ = "0.1.0"
+from edgecil_runtime import __version__
+
+__all__ = ["__version__"]
