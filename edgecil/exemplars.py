@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from edgecil_runtime import container
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
@@ -23,6 +22,7 @@ from edgecil.memory.codecs import Array, ItemCodec, Size
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.plan import entry, field_specs, metadata
 from edgecil.memory.store import Store
+from edgecil_runtime import container
 
 T = TypeVar("T")
 _DOT_PICKS = 1000

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from edgecil_runtime import container
 
 from edgecil.errors import WorkspaceError
 from edgecil.memory.fields import Field
@@ -17,6 +16,7 @@ from edgecil.nets.build import build, load_arrays, net_arrays
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.rules import Rule, build_rule, rule_arrays
 from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
+from edgecil_runtime import container
 
 Ranges = Mapping[str, tuple[float, float]]
 

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from edgecil_runtime.container import write_atomic
-
 from edgecil.errors import UsageError, WorkspaceError
 from edgecil.workspace import REQUEST, VersionManifest
+from edgecil_runtime.container import write_atomic
 
 DEFAULT_METHOD = "lwm"
 DEFAULT_CODEC = "webp-lossless"

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import filelock
-from edgecil_runtime.container import sync_directory, write_atomic
 
 from edgecil.errors import UnfinishedRun, WorkspaceError
 from edgecil.settings import Preprocess
+from edgecil_runtime.container import sync_directory, write_atomic
 
 FOLDER = ".edgecil"
 SCHEMA = 1

@@ -8,12 +8,12 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from edgecil_runtime import container
 
 from edgecil import api
 from edgecil.engine import loop
 from edgecil.errors import EdgecilError
 from edgecil.workspace import Workspace
+from edgecil_runtime import container
 
 QUICK = {"arch": "resnet8", "epochs": 1, "precision": "float32", "record_ranges": False}
 

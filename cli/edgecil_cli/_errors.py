@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import typer
-from edgecil_runtime.errors import RuntimeFault
 
 from edgecil.errors import EdgecilError
+from edgecil_runtime.errors import RuntimeFault
 
 BUG = 70
 # Typer carries its own copy of click since 0.26: its base classes are reached by the public one.

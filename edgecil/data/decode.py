@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from edgecil_runtime.errors import ImageError, RuntimeMissing
-from edgecil_runtime.images import MAX_PIXELS, fit_square, read_image
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +18,8 @@ from edgecil.data.resident import pixel_bytes, require_host
 from edgecil.data.source import ImageFolder
 from edgecil.errors import DataError, DependencyMissing, UsageError
 from edgecil.settings import Preprocess
+from edgecil_runtime.errors import ImageError, RuntimeMissing
+from edgecil_runtime.images import MAX_PIXELS, fit_square, read_image
 
 Progress = Callable[[int, int], None]
 _CHUNK = 64

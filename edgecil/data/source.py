@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgecil_runtime.images import EXTENSIONS, is_image_name
-
 from edgecil.errors import DataError
+from edgecil_runtime.images import EXTENSIONS, is_image_name
 
 IMBALANCE = 5
 """Ratio of the largest to the smallest class from which on imbalance is reported."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgecil_runtime import container
 from torch import Tensor, nn
 
 from edgecil.errors import WorkspaceError
 from edgecil.method import Context
+from edgecil_runtime import container
 
 FILE = "state.safetensors"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgecil_runtime.images import MAX_PIXELS, is_image_name
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
@@ -27,6 +26,7 @@ from edgecil.exporting.quantise import Ranges, map_names
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
+from edgecil_runtime.images import MAX_PIXELS, is_image_name
 
 IMAGES = 128
 """Images used at most: with evenly chosen ones the ranges hardly move beyond that."""

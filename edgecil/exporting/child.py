@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import edgecil_runtime
-
 import edgecil
+import edgecil_runtime
 from edgecil.errors import EdgecilError
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgecil_runtime.bundle import SelfTest
-from edgecil_runtime.images import fit_square, read_image
 from onnx import ModelProto
 from torch import Tensor
 
@@ -19,6 +17,8 @@ from edgecil.exporting.calibrate import IMAGES, as_array, image_files, spread
 from edgecil.exporting.graph import core_module
 from edgecil.exporting.sessions import Pixels, latency_ms, noise_images, open_session, scores
 from edgecil.exporting.task import Task
+from edgecil_runtime.bundle import SelfTest
+from edgecil_runtime.images import fit_square, read_image
 
 _PROBES = 32  # images of the comparison with torch
 _TESTS = 2000  # test images used at most

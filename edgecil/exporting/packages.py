@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 
 import edgecil_runtime  # noqa: F401  (importing it switches onnxruntime's telemetry off)
-
 from edgecil.errors import DependencyMissing
 
 

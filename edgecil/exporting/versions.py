@@ -9,17 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgecil_runtime import bundle
-from edgecil_runtime.errors import RuntimeFault
-from edgecil_runtime.images import MAX_PIXELS
-from edgecil_runtime.manifest import (
-    Label,
-    Manifest,
-    MemoryNeed,
-    Preprocessing,
-    Requirements,
-    check_file_name,
-)
 from onnx import ModelProto
 from torch import Tensor
 
@@ -45,6 +34,17 @@ from edgecil.exporting.task import Precision, Task
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
+from edgecil_runtime import bundle
+from edgecil_runtime.errors import RuntimeFault
+from edgecil_runtime.images import MAX_PIXELS
+from edgecil_runtime.manifest import (
+    Label,
+    Manifest,
+    MemoryNeed,
+    Preprocessing,
+    Requirements,
+    check_file_name,
+)
 
 OLDEST_ONNXRUNTIME = "1.16"
 MIN_AGREEMENT = 0.9

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from edgecil_runtime.container import Spec
 from numpy.typing import NDArray
 
 from edgecil.errors import UsageError
+from edgecil_runtime.container import Spec
 
 Array = NDArray[Any]
 Parts = Mapping[str, Array]

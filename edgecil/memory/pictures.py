@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from edgecil_runtime.container import Spec
 from PIL import Image
 
 from edgecil.memory.codecs import (
@@ -26,6 +25,7 @@ from edgecil.memory.codecs import (
     length_dtype,
     split_blob,
 )
+from edgecil_runtime.container import Spec
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgecil_runtime import container
-from edgecil_runtime.container import Spec
-
 from edgecil.memory import codecs
 from edgecil.memory.codecs import Specs
 from edgecil.memory.fields import Dimensions, Field
 from edgecil.memory.trees import tree_index, tree_size
+from edgecil_runtime import container
+from edgecil_runtime.container import Spec
 
 HEADER = "header"
 TREE = "tree"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from edgecil_runtime import container
 
 from edgecil.errors import UsageError, WorkspaceError
 from edgecil.memory import codecs
@@ -22,6 +21,7 @@ from edgecil.memory.plan import (
     metadata,
 )
 from edgecil.memory.trees import flatten, unflatten
+from edgecil_runtime import container
 
 T = TypeVar("T")
 Key = tuple[str, int | None]

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgecil_runtime import container
 from torch import Tensor
 
 from edgecil.errors import DataError, DependencyMissing, UsageError
 from edgecil.nets.build import architectures, fill, mismatches, shapes
 from edgecil.nets.net import Net, NetSpec
+from edgecil_runtime import container
 
 IMAGENET = "imagenet"
 _IMAGENET_NETS = ("resnet18", "resnet34")

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
+
 from edgecil_cli import _options
 from edgecil_cli.app import app
-from typer.main import get_command
 
 COMMANDS = sorted(get_command(app).commands)
 SCRIPT = """

@@ -8,9 +8,9 @@ import signal
 import time
 
 import pytest
-from edgecil_cli._stop import Stop
 
 from edgecil.engine.events import PhaseStarted, Stage
+from edgecil_cli._stop import Stop
 
 TRAINING = PhaseStarted("train", 0, 1, 0, 100, 640)
 

@@ -10,12 +10,12 @@ import re
 import subprocess
 
 import pytest
-from edgecil_cli import _progress
-from edgecil_cli._output import Output, percent, plain
-from edgecil_cli._tables import Column, pairs, table, wrap
 from rich.console import Console
 
 from edgecil.engine.events import Note, PhaseStarted, Progress, Stage
+from edgecil_cli import _progress
+from edgecil_cli._output import Output, percent, plain
+from edgecil_cli._tables import Column, pairs, table, wrap
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
 COLUMNS = [Column("name"), Column("bytes", right=True)]

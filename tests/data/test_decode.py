@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edgecil_runtime.errors import ImageError
-from edgecil_runtime.images import read_image
 from PIL import Image
 
 from edgecil.data import resident
@@ -23,6 +21,8 @@ from edgecil.data.resident import free_host_bytes, pixel_bytes, place, residence
 from edgecil.data.source import scan
 from edgecil.errors import DataError, UsageError
 from edgecil.settings import CIFAR, Preprocess
+from edgecil_runtime.errors import ImageError
+from edgecil_runtime.images import read_image
 
 SMALL = Preprocess(8, 8, CIFAR.mean, CIFAR.std)
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edgecil_runtime.bundle import open_bundle, read_selftest
 from exporting.pictures_of_classes import LABELS, SMALL, pictures
 from onnx import ModelProto
 
@@ -29,12 +28,13 @@ from edgecil.errors import (
 )
 from edgecil.exporting import versions as export_module
 from edgecil.exporting.calibrate import calibrate
-from edgecil.exporting.versions import export_version
 from edgecil.exporting.report import ExportReport
 from edgecil.exporting.sessions import open_session, scores
 from edgecil.exporting.verify import check_accuracy, check_agreement, check_parity
+from edgecil.exporting.versions import export_version
 from edgecil.nets.net import Net
 from edgecil.nets.rules import ArgmaxRule
+from edgecil_runtime.bundle import open_bundle, read_selftest
 
 
 @pytest.fixture(scope="module")

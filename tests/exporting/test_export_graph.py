@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from edgecil_runtime.images import fit_square
 from exporting.pictures_of_classes import CLASSES, SMALL, normalised, pictures
 from onnx import ModelProto
 
@@ -19,6 +18,7 @@ from edgecil.exporting.sessions import open_session, scores
 from edgecil.nets.net import Net
 from edgecil.nets.rules import ArgmaxRule, NearestMeanRule
 from edgecil.settings import Preprocess
+from edgecil_runtime.images import fit_square
 
 
 @pytest.fixture(scope="module")

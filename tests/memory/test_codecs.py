@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from edgecil_runtime import container
 from PIL import Image
 
 from edgecil.errors import DataError, UsageError
 from edgecil.memory import codecs, pictures
+from edgecil_runtime import container
 
 LOSSLESS = ("raw", "png", "webp-lossless")
 IMAGES = (*LOSSLESS, "jpeg-1", "jpeg-50", "jpeg-75", "jpeg-95", "jpeg-100")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from edgecil_runtime import container
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -11,6 +10,7 @@ from edgecil.errors import UsageError, WorkspaceError
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, exemplar_fields
 from edgecil.memory.plan import MemoryPlan, plan
 from edgecil.memory.store import Store
+from edgecil_runtime import container
 
 TREE = {"stem.weight": (4, 3, 3, 3), "stage.0.weight": (8, 4, 1, 1), "scale": ()}
 RICH = (

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edgecil_runtime import container
 
 from edgecil.errors import UsageError, WorkspaceError
 from edgecil.nets.build import architectures, auto_arch, build, load_arrays, net_arrays, shapes
 from edgecil.nets.heads import CosineHead
 from edgecil.nets.net import Net, NetSpec
+from edgecil_runtime import container
 
 
 def small(seed: int = 0, classes: int = 4) -> Net:

@@ -10,12 +10,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from edgecil_runtime import container
 
 from edgecil.errors import DataError, DependencyMissing, UsageError
 from edgecil.nets.build import build, net_arrays
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.pretrained import load_backbone
+from edgecil_runtime import container
 
 State = dict[str, torch.Tensor]
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from edgecil_runtime.bundle import MODEL, SELFTEST, SelfTest, encode_selftest, write_bundle
 from PIL import Image
+
+from edgecil_runtime.bundle import MODEL, SELFTEST, SelfTest, encode_selftest, write_bundle
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper, types = onnx.helper, onnx.numpy_helper, onnx.TensorProto

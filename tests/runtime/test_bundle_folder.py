@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from edgecil_runtime.bundle import (
     MANIFEST,
     MODEL,

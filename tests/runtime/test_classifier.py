@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from edgecil_runtime import (
     BundleError,
     Classifier,
@@ -18,7 +20,6 @@ from edgecil_runtime import (
 from edgecil_runtime import memory as runtime_memory
 from edgecil_runtime.bundle import MODEL, SELFTEST, SelfTest, open_bundle
 from edgecil_runtime.images import fit_square, read_image
-from PIL import Image
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from edgecil_runtime.errors import ImageError, InputError
 from edgecil_runtime.images import (
     check_array,
@@ -15,7 +17,6 @@ from edgecil_runtime.images import (
     read_image,
     resized_shape,
 )
-from PIL import Image
 
 HEIGHT, WIDTH = 24, 40
 
