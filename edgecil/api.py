@@ -15,7 +15,7 @@ from edgecil import learning, planning
 from edgecil.data.decode import decode, load
 from edgecil.data.images import ImageSet, concat
 from edgecil.data.source import align, folded
-from edgecil.engine.compute import Compute, pick_device
+from edgecil.engine.compute import inference_compute
 from edgecil.engine.events import Listener, Stage, ignore
 from edgecil.errors import DataError, UsageError
 from edgecil.evaluation import Evaluation, evaluate_images, scores
@@ -126,7 +126,7 @@ def evaluate(
             hint="leave them out with --ignore-unknown",
         )
     images = load(align(folder, manifest.names), manifest.input, skip_bad=skip_bad).images
-    compute = Compute(str(pick_device(device)), torch.get_num_threads(), "float32")
+    compute = inference_compute(device)
     return evaluate_images(model, images, manifest.input, compute, manifest.names, manifest.groups)
 
 
@@ -150,7 +150,7 @@ def predict(
     except DataError as error:
         raise DataError(error.message) from None  # the hint is for folders
     labels = torch.zeros(len(paths), dtype=torch.int64)
-    compute = Compute(str(pick_device(device)), torch.get_num_threads(), "float32")
+    compute = inference_compute(device)
     values, _ = scores(
         model, ImageSet(torch.from_numpy(decoded.pixels), labels), manifest.input, compute
     )

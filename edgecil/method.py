@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -138,7 +139,7 @@ class Context:
     teachers: dict[str, Net] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """One row per new image for every column of exemplars; ``begin`` or ``prepare`` sets it."""
+    """One row per new image for every column of exemplars; ``begin`` sets it."""
     scratch: dict[str, Any] = field(default_factory=dict)
     """Caches that can be derived again; never saved."""
 
@@ -192,6 +193,8 @@ class Phase:
     ``view`` names the images (None: the step makes its own, and ``steps`` counts),
     ``trains`` the parameter groups, ``masks`` optionally gives per parameter name a mask of
     elements that may change, which holds for gradient, weight decay and momentum alike.
+    ``prepare`` runs when the phase begins and not again when a run resumes inside it: what it
+    does must be in the network, in modules or teachers.
     """
 
     name: str
@@ -269,7 +272,7 @@ class Recipe:
 
     name: str
     phases: Callable[[Setup], tuple[Phase, ...]]
-    head_kind: Literal["softmax", "sigmoid", "cosine"] = "softmax"
+    head_kind: Literal["softmax", "sigmoid", "cosine", "unused"] = "softmax"
     """What the logits mean: a distillation that makes no sense on them is refused."""
     head_width: int | None = None
     fields: tuple[Field, ...] = ()
@@ -388,6 +391,8 @@ def make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
         value = _convert(name, text, fields[name].default)
         if meta["choices"] and value not in meta["choices"]:
             raise UsageError(f"option {name}: {value!r} is not one of {', '.join(meta['choices'])}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"option {name} must be a finite number, got {value}")
         low, high = meta["low"], meta["high"]
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"

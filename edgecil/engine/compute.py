@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 from edgecil.errors import UsageError
 
 Precision = Literal["float32", "bfloat16"]
+SAMPLE_SECONDS = 0.3
+"""How long the cores are watched to see which are free."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def _idle_ticks() -> dict[int, int]:
+    """Return the clock ticks that each usable core was idle since the start; none off Linux."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return {}
+    usable = os.sched_getaffinity(0)
+    rows = [line.split() for line in stat.read_text().splitlines() if line.startswith("cpu")]
+    ticks = {int(row[0][3:]): int(row[4]) + int(row[5]) for row in rows if row[0] != "cpu"}
+    return {core: idle for core, idle in ticks.items() if core in usable}
+
+
 def pick_threads() -> int:
     """Return the torch threads to use: the cores that other processes leave free.
 
@@ -77,8 +91,20 @@ def pick_threads() -> int:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores - round(os.getloadavg()[0]))
+    # Not the load average: it still shows what this user ran a minute ago.
+    before = _idle_ticks()
+    time.sleep(SAMPLE_SECONDS)
+    after = _idle_ticks()
+    ticks = SAMPLE_SECONDS * os.sysconf("SC_CLK_TCK")
+    free = sum(min(1.0, (after[core] - before[core]) / ticks) for core in before)
+    return max(1, round(free)) if before else torch.get_num_threads()
+
+
+def inference_compute(device: str) -> Compute:
+    """Return how to run a trained model: float32, on the threads that are free."""
+    threads = pick_threads()
+    torch.set_num_threads(threads)
+    return Compute(str(pick_device(device)), threads, "float32")
 
 
 def _seconds(run: Callable[[], None], device: torch.device, repeats: int) -> float:

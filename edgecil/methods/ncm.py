@@ -62,4 +62,5 @@ def has_means(origin: Origin) -> str | None:
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of the nearest-class-mean classifier."""
-    return Recipe("ncm", phases=phases, rule=means, adopt=has_means)
+    # The head learns at the base increment only: nobody may distil from it later.
+    return Recipe("ncm", phases=phases, head_kind="unused", rule=means, adopt=has_means)
