@@ -74,6 +74,7 @@ def recipe(options: Options) -> Recipe:
         selection=Selection(herding),
         rule=nearest_mean if options.rule == "nearest-mean" else argmax_rule,
         adopt=needs_head("sigmoid"),
+        training=Training(optim=Optim(lr=0.05)),
     )
 
 

@@ -53,6 +53,7 @@ def recipe(options: Options) -> Recipe:
         head_kind="sigmoid",
         teachers=previous_net,
         adopt=needs_head("sigmoid"),
+        training=Training(optim=Optim(lr=0.05)),
     )
 
 

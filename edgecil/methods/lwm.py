@@ -27,6 +27,7 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.nets.net import Net, Outputs
+from edgecil.settings import Optim, Training
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,5 @@ def recipe(options: Options) -> Recipe:
         head_kind="sigmoid",
         teachers=previous_net,
         adopt=needs_head("sigmoid"),
+        training=Training(optim=Optim(lr=0.05)),
     )

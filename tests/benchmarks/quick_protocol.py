@@ -66,7 +66,9 @@ def hardware() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores{gpu}"
 
 
-def run(method: str, options: dict[str, str], seed: int, archives: Path, epochs: int) -> dict:
+def run(
+    method: str, options: dict[str, str], seed: int, archives: Path, epochs: int, lr: float | None
+) -> dict:
     """Return the result of one run as a JSON object."""
     order = class_order(archives)
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +80,7 @@ def run(method: str, options: dict[str, str], seed: int, archives: Path, epochs:
                 folder, method=method, options=options, workspace=place / "ws", seed=seed,
                 epochs=epochs, class_order=tuple(order[len(rows) * 5 : len(rows) * 5 + 5]),
                 test_data=place / "images" / "test", arch="resnet32" if not rows else "auto",
-                record_ranges=False,
+                record_ranges=False, lr=lr,
             )  # fmt: skip
             rows.append(result.evaluation)
             rates.append(result.manifest.training["images_per_second"])
@@ -91,7 +93,8 @@ def run(method: str, options: dict[str, str], seed: int, archives: Path, epochs:
     training = result.manifest.training
     return {
         "protocol": f"quick: CIFAR-100, 25 classes, 5 x 5, resnet32, {epochs} epochs, order 1993",
-        "method": method, "options": options, "seed": seed, "accuracy": accuracy,
+        "method": method, "options": options, "seed": seed, "lr": training["optim"]["lr"],
+        "accuracy": accuracy,
         "average": metrics.average(accuracy), "final": accuracy[-1],
         "forgetting": metrics.forgetting(matrix), "by_increment": matrix[-1].tolist(),
         "kept_bytes": result.manifest.kept["bytes"], "seconds": seconds,
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="METHOD:NAME=VALUE")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, help="default: the method's own")
     parser.add_argument("--out", type=Path, default=Path("docs/results/quick"))
     given = parser.parse_args()
     archives = Path(os.environ["EDGECIL_TEST_DATA"])
@@ -122,7 +126,7 @@ def main() -> None:
             label = "-".join([method, *(f"{n}={v}" for n, v in options.items()), f"seed{seed}"])
             path = given.out / f"{label}.json"
             if not path.exists():
-                result = run(method, options, seed, archives, given.epochs)
+                result = run(method, options, seed, archives, given.epochs, given.lr)
                 path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import toys
 
-from edgecil.engine import compute as compute_module
 from edgecil.engine import compute as computing
 from edgecil.engine import loop, state
 from edgecil.engine.compute import Compute, pick_device, pick_threads, time_precision
@@ -183,18 +182,18 @@ def test_threads_are_those_given_or_the_cores_that_are_free(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert pick_threads() == torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(compute_module, "SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr(computing, "SAMPLE_SECONDS", 0.01)
     whole = 0.01 * os.sysconf("SC_CLK_TCK")
     for idle, threads in (([1.0] * 8, 8), ([1.0, 0.9, 0.1, 0.0], 2), ([0.0, 0.1], 1)):
         later = {core: share * whole for core, share in enumerate(idle)}
         samples = iter([dict.fromkeys(later, 0.0), later])
-        monkeypatch.setattr(compute_module, "_idle_ticks", lambda samples=samples: next(samples))
+        monkeypatch.setattr(computing, "_idle_ticks", lambda samples=samples: next(samples))
         assert pick_threads() == threads
 
 
 def test_idle_ticks_are_read_for_the_usable_cores():
-    before = compute_module._idle_ticks()
+    before = computing._idle_ticks()
     assert set(before) == os.sched_getaffinity(0)
     time.sleep(0.05)
-    after = compute_module._idle_ticks()
+    after = computing._idle_ticks()
     assert all(after[core] >= before[core] for core in before)
