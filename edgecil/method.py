@@ -3,7 +3,8 @@
 A method file in ``edgecil/methods`` gives
 
 * a docstring whose first line is the summary shown by ``edgecil methods``;
-* ``Options``, a frozen dataclass of :func:`option` fields, set with ``--set name=value``;
+* ``Options``, a frozen dataclass of :func:`edgecil.options.option` fields, which are set with
+  ``--set name=value``;
 * ``recipe(options) -> Recipe``; or, for a plug-in laid over a host,
   ``plug(host: Recipe, options) -> Recipe``;
 * optionally ``PRESETS``: a paper's settings by name.
@@ -24,9 +25,6 @@ One increment runs like this::
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -37,7 +35,6 @@ from torch import Tensor, nn
 
 from edgecil.data.decode import split_validation
 from edgecil.data.images import Batch, ImageSet
-from edgecil.errors import UsageError
 from edgecil.memory.fields import Field
 from edgecil.memory.store import Store
 from edgecil.nets.net import Net, Outputs
@@ -343,59 +340,3 @@ def class_means(ctx: Context, images: ImageSet, start: int, *, mirror: bool = Fa
     for part in features:
         total.index_add_(0, labels, nn.functional.normalize(part))
     return nn.functional.normalize(total)
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """Return a dataclass field of a method option with its range ``[low, high]`` or choices."""
-    limits = {"help": help, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=limits)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return a hint that offers the known names nearest to ``name``."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    return "did you mean " + ", ".join(close) + "?" if known else "there are none"
-
-
-def _convert(name: str, text: Any, default: Any) -> Any:
-    if not isinstance(text, str) or isinstance(default, str):
-        return text
-    truth = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
-    try:
-        if isinstance(default, bool):
-            return truth[text.lower()]
-        return type(default)(text)
-    except (KeyError, ValueError):
-        raise UsageError(f"option {name}: {text!r} is not a {type(default).__name__}") from None
-
-
-def make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """Return ``cls`` with ``values`` set; text is converted to the type of the default.
-
-    Raises:
-        UsageError: an unknown name (the nearest are offered), or a value out of its range.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    chosen: dict[str, Any] = {}
-    for name, text in values.items():
-        if name not in fields:
-            raise UsageError(f"unknown option {name!r}", hint=nearest(name, sorted(fields)))
-        meta = fields[name].metadata
-        value = _convert(name, text, fields[name].default)
-        if meta["choices"] and value not in meta["choices"]:
-            raise UsageError(f"option {name}: {value!r} is not one of {', '.join(meta['choices'])}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"option {name} must be a finite number, got {value}")
-        low, high = meta["low"], meta["high"]
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
-            raise UsageError(f"option {name} must be in {bounds}, got {value}")
-        chosen[name] = value
-    return cls(**chosen)

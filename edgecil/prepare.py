@@ -20,9 +20,10 @@ from edgecil.intake import Images, choose_input, decode_new, scan_new
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import IMAGES
-from edgecil.method import Classes, Origin, Preset, Recipe, nearest
+from edgecil.method import Classes, Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
+from edgecil.options import nearest
 from edgecil.request import LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
 from edgecil.workspace import VersionManifest, Workspace

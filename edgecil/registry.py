@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecil.errors import UsageError
+from edgecil.options import make_options, nearest
 
 if TYPE_CHECKING:
     from edgecil.method import Preset, Recipe
@@ -57,8 +58,6 @@ def methods() -> Mapping[str, MethodInfo]:
 
 
 def _module(name: str, kind: str) -> Any:
-    from edgecil.method import nearest  # imports torch: only when a method is really used
-
     known = {n: info for n, info in methods().items() if info.kind == kind}
     if name not in known:
         other = methods().get(name)
@@ -93,8 +92,6 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
         UsageError: an unknown method or option (the nearest are offered) or a bad value.
     """
-    from edgecil.method import make_options, nearest
-
     remaining = dict(options or {})
     fields = option_fields(method)
     known = sorted({f.name for part in fields.values() for f in part})

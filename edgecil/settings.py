@@ -143,3 +143,14 @@ class Training:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the value of which ``dataclasses.asdict`` made ``data``."""
         return cls(**{**data, "optim": Optim.from_json(data["optim"])})
+
+
+# ABD section 6 and its scripts: 250 epochs, divided by 10 after 100, 150 and 200.
+ABD_TRAINING = Training(
+    250, 128, Optim(0.1, 0.9, 2e-4, Schedule("step", (100 / 250, 150 / 250, 200 / 250)))
+)
+# iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, divided by 5 after 49 and 63.
+ICARL_TRAINING = Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2)))
+# Losses summed over units want a smaller step than the default; the choice was made by 5 epochs
+# on ten classes of CIFAR-100.
+SUMMED_TRAINING = Training(optim=Optim(lr=0.05))

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+# What a process uses before it loads a model differs by some 100 kB from one start to the next.
+_START_VARIES = 500_000
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -250,5 +253,5 @@ def choose_plan(
     raise MemoryLimitError(
         f"{manifest.directory_name} needs {memory.format_size(least.total)}, the limit is "
         f"{memory.format_size(limit or 0)} ({least.describe()}); nothing was loaded",
-        hint=f"raise the limit to {memory.round_up(least.total)}{smaller}",
+        hint=f"raise the limit to {memory.round_up(least.total + _START_VARIES)}{smaller}",
     )

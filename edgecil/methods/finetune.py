@@ -11,7 +11,8 @@ from typing import Literal
 
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
-from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase, option
+from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase
+from edgecil.options import option
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from edgecil.method import (
     class_means,
     needs_head,
     one_phase,
-    option,
     previous_net,
 )
 from edgecil.nets.rules import NearestMeanRule, Rule
-from edgecil.settings import Optim, Schedule, Training
+from edgecil.options import option
+from edgecil.settings import ICARL_TRAINING, SUMMED_TRAINING
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,13 @@ def recipe(options: Options) -> Recipe:
         selection=Selection(herding),
         rule=nearest_mean if options.rule == "nearest-mean" else argmax_rule,
         adopt=needs_head("sigmoid"),
-        training=Training(optim=Optim(lr=0.05)),
+        training=SUMMED_TRAINING,
     )
 
 
 PRESETS: Mapping[str, Preset] = {
-    # iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, /5 after epochs 49 and 63.
     "icarl": Preset(
-        Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2))),
+        ICARL_TRAINING,
         options={"reduction": "mean"},
         arch="resnet32-linear",
         head_width=100,

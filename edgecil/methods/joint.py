@@ -12,7 +12,8 @@ from edgecil.data.images import Batch
 from edgecil.exemplars import keep_all
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
-from edgecil.method import Context, Recipe, Selection, Term, Terms, ce_span, one_phase, option
+from edgecil.method import Context, Recipe, Selection, Term, Terms, ce_span, one_phase
+from edgecil.options import option
 
 
 @dataclass(frozen=True)

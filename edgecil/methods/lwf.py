@@ -26,10 +26,10 @@ from edgecil.method import (
     ce_span,
     needs_head,
     one_phase,
-    option,
     previous_net,
 )
-from edgecil.settings import Optim, Schedule, Training
+from edgecil.options import option
+from edgecil.settings import ABD_TRAINING, Optim, Training
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,10 @@ def recipe(options: Options) -> Recipe:
     )
 
 
-_STEPS = Schedule("step", (100 / 250, 150 / 250, 200 / 250))
 PRESETS: Mapping[str, Preset] = {
     # ABD section 6 and its released code: LwF as the data-free baseline.
     "abd": Preset(
-        Training(250, 128, Optim(0.1, 0.9, 2e-4, _STEPS)),
+        ABD_TRAINING,
         options={"ce_scope": "seen"},
         arch="resnet32",
     ),

@@ -21,10 +21,10 @@ from edgecil.method import (
     Terms,
     needs_head,
     one_phase,
-    option,
     previous_net,
 )
-from edgecil.settings import Optim, Schedule, Training
+from edgecil.options import option
+from edgecil.settings import ABD_TRAINING, ICARL_TRAINING, SUMMED_TRAINING
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,17 @@ def recipe(options: Options) -> Recipe:
         head_kind="sigmoid",
         teachers=previous_net,
         adopt=needs_head("sigmoid"),
-        training=Training(optim=Optim(lr=0.05)),
+        training=SUMMED_TRAINING,
     )
 
 
-_STEPS = Schedule("step", (100 / 250, 150 / 250, 200 / 250))
 PRESETS: Mapping[str, Preset] = {
-    # iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, /5 after epochs 49 and 63.
     "icarl": Preset(
-        Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2))),
+        ICARL_TRAINING,
         options={"reduction": "mean"},
         arch="resnet32-linear",
         head_width=100,
     ),
     # ABD's baseline: sum over the seen units at lr 0.1.
-    "abd": Preset(Training(250, 128, Optim(0.1, 0.9, 2e-4, _STEPS)), arch="resnet32"),
+    "abd": Preset(ABD_TRAINING, arch="resnet32"),
 }

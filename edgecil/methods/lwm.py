@@ -23,11 +23,11 @@ from edgecil.method import (
     Terms,
     needs_head,
     one_phase,
-    option,
     previous_net,
 )
 from edgecil.nets.net import Net, Outputs
-from edgecil.settings import Optim, Training
+from edgecil.options import option
+from edgecil.settings import SUMMED_TRAINING
 
 
 @dataclass(frozen=True)
@@ -83,5 +83,5 @@ def recipe(options: Options) -> Recipe:
         head_kind="sigmoid",
         teachers=previous_net,
         adopt=needs_head("sigmoid"),
-        training=Training(optim=Optim(lr=0.05)),
+        training=SUMMED_TRAINING,
     )

@@ -23,9 +23,9 @@ from edgecil.method import (
     Terms,
     ce_span,
     one_phase,
-    option,
 )
-from edgecil.settings import Optim, Schedule, Training
+from edgecil.options import option
+from edgecil.settings import ABD_TRAINING
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def recipe(options: Options) -> Recipe:
     )
 
 
-_STEPS = Schedule("step", (100 / 250, 150 / 250, 200 / 250))
 PRESETS: Mapping[str, Preset] = {
     # ABD's naive rehearsal, without its shrinking coreset.
-    "abd": Preset(Training(250, 128, Optim(0.1, 0.9, 2e-4, _STEPS)), arch="resnet32"),
+    "abd": Preset(ABD_TRAINING, arch="resnet32"),
 }

@@ -15,7 +15,7 @@ ROOT = Path(edgecil.__file__).parent.parent
 
 # Lowest first; a module may import modules of its own layer and of those before it.
 LAYERS = (
-    ("edgecil._version", "edgecil.errors", "edgecil.units", "edgecil.settings"),
+    ("edgecil._version", "edgecil.errors", "edgecil.options", "edgecil.settings", "edgecil.units"),
     ("edgecil.memory",),
     ("edgecil.data", "edgecil.nets", "edgecil.losses", "edgecil.synthesis", "edgecil.exemplars",
      "edgecil.metrics"),
@@ -106,7 +106,7 @@ def test_methods_import_neither_the_engine_nor_each_other():
     assert len(methods) >= 8
     allowed = ("edgecil.method", "edgecil.data", "edgecil.nets", "edgecil.losses",
                "edgecil.exemplars", "edgecil.synthesis", "edgecil.memory", "edgecil.errors",
-               "edgecil.settings", "edgecil.units")  # fmt: skip
+               "edgecil.options", "edgecil.settings", "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:
             assert any(name == a or name.startswith(a + ".") for a in allowed), f"{module}: {name}"
