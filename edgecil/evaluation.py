@@ -34,6 +34,8 @@ class Evaluation:
     top5: float
     milliseconds: tuple[float, ...]
     """Time per image of every batch."""
+    task_aware: float = float("nan")
+    """Accuracy when the increment of an image is known."""
 
     @property
     def top1(self) -> float:
@@ -72,6 +74,7 @@ class Evaluation:
         return {
             "top1": _known(self.top1),
             "top5": _known(self.top5),
+            "task_aware": _known(self.task_aware),
             "n": self.n,
             "old": _known(self.old),
             "new": _known(self.new),
@@ -122,4 +125,9 @@ def evaluate_images(
     truth = images.labels.cpu().numpy()
     predicted = values.argmax(axis=1)
     counts = metrics.confusion(truth, predicted, len(labels))
-    return Evaluation(tuple(labels), tuple(groups), counts, metrics.top_k(values, truth), times)
+    stops = np.cumsum(groups)
+    spans = [slice(int(b - g), int(b)) for g, b in zip(groups, stops, strict=True)]
+    return Evaluation(
+        tuple(labels), tuple(groups), counts, metrics.top_k(values, truth), times,
+        metrics.task_aware(values, truth, spans),
+    )  # fmt: skip

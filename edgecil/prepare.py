@@ -110,7 +110,7 @@ def _budget(request: LearnRequest, recipe: Recipe) -> Budget:
 
 
 def _training(request: LearnRequest, recipe: Recipe, preset: Preset | None) -> Training:
-    chosen = preset.training if preset else recipe.training
+    chosen = request.training or (preset.training if preset else recipe.training)
     changes = {k: getattr(request, k) for k in ("epochs", "batch_size", "lr")}
     return chosen.updated(**{k: v for k, v in changes.items() if v is not None})
 
@@ -162,7 +162,7 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         budget, model, _starter(request.weights),
     )  # fmt: skip
     kept = _kept_images(model, recipe, preprocess, device)
-    augment = preset.augment if preset and preset.augment else Augment.for_size(preprocess.size)
+    augment = request.augment or (preset and preset.augment) or Augment.for_size(preprocess.size)
     request = dataclasses.replace(request, options=options)
     return Job(
         request, recipe, task, preprocess, augment, parent, names, images, kept, device, notes

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from edgecil.errors import UsageError, WorkspaceError
+from edgecil.settings import Augment, Training
 from edgecil.workspace import REQUEST, VersionManifest
 from edgecil_runtime.container import write_atomic
 
@@ -47,6 +48,10 @@ class LearnRequest:
     record_ranges: bool = True
     class_order: tuple[str, ...] | None = None
     """Order of introduction of the new classes; None is alphabetical."""
+    training: Training | None = None
+    """Schedule and optimiser in full, instead of the method's or the preset's."""
+    augment: Augment | None = None
+    """Random changes of training images; None: by image size, or the preset's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
@@ -148,6 +153,9 @@ class LearnRequest:
             values = data.pop("request")
             if values["class_order"] is not None:
                 values["class_order"] = tuple(values["class_order"])
+            for name, kind in (("training", Training), ("augment", Augment)):
+                if values[name] is not None:
+                    values[name] = kind.from_json(values[name])
             return cls(**values), data
         except (ValueError, KeyError, TypeError) as error:
             raise WorkspaceError(f"{path} is damaged: {error}", hint="use --discard") from None

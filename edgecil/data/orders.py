@@ -55,6 +55,15 @@ def random_order(count: int, seed: int) -> list[int]:
     return order
 
 
+def chosen_classes(count: int, size: int, seed: int = 1993) -> list[int]:
+    """Return ``numpy.random.seed(seed); numpy.random.choice(count, size, replace=False)``.
+
+    Over the sorted folders of ImageNet: LUCIR's and Mnemonics' ImageNet-Subset of 100 classes.
+    """
+    drawn = np.random.RandomState(seed).choice(count, size, replace=False)
+    return [int(c) for c in drawn]
+
+
 def inverse(order: Sequence[int]) -> list[int]:
     """Return the inverse permutation: where each class stands in ``order``.
 

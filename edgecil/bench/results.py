@@ -1,0 +1,123 @@
+"""Results on disk, and the table that they make."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecil import metrics
+from edgecil.bench.runner import Variant
+from edgecil.errors import DataError
+
+ORACLE = "joint"
+"""The method whose runs are the offline accuracies of Omega."""
+
+Result = dict[str, Any]
+
+
+def to_text(result: Result) -> str:
+    """Return a result as JSON text with one line per entry, so that a difference can be read."""
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def load(folder: Path) -> list[Result]:
+    """Return the results in the JSON files of a folder, with Omega where the oracle is there.
+
+    Raises:
+        DataError: a file is not a result.
+    """
+    found: list[Result] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            found.append(result | {"name": name(result)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a result of edgecil bench: {error}") from None
+    oracles = {r["seed"]: r["accuracy"] for r in found if r["name"] == ORACLE}
+    for result in found:
+        if result["seed"] in oracles:
+            result["omega"] = metrics.omega(result["accuracy"], oracles[result["seed"]])
+    return found
+
+
+def name(result: Result) -> str:
+    """Return what a result is called in tables: the method and what was set for it."""
+    settings = [f"{k.replace('_', '-')} {v}" for k, v in sorted(result["settings"].items())]
+    return ", ".join([str(Variant(result["method"], result["options"])), *settings])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of one method over its seeds; accuracies in [0, 1]."""
+
+    name: str
+    runs: tuple[Result, ...]
+
+    @property
+    def seeds(self) -> int:
+        """Number of runs."""
+        return len(self.runs)
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Mean accuracy after each increment."""
+        return [statistics.fmean(v) for v in zip(*(r["accuracy"] for r in self.runs), strict=True)]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes kept after the last increment."""
+        return int(max(r["kept_bytes"][-1] for r in self.runs))
+
+    def mean(self, measure: str) -> float | None:
+        """Return the mean of a measure over the seeds; None where a run does not have it."""
+        values = [r[measure] for r in self.runs]
+        flat = [statistics.fmean(v) if isinstance(v, list) else v for v in values]
+        return None if None in flat else statistics.fmean(flat)
+
+    def deviation(self, measure: str) -> float | None:
+        """Return the sample standard deviation of a measure; None for a single seed."""
+        values = [r[measure] for r in self.runs]
+        return statistics.stdev(values) if len(values) > 1 and None not in values else None
+
+
+def summaries(results: Sequence[Result]) -> list[Summary]:
+    """Return one summary per method and options, best average accuracy first."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["name"], []).append(result)
+    made = [Summary(n, tuple(runs)) for n, runs in groups.items()]
+    return sorted(made, key=lambda s: -(s.mean("average") or 0))
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Return the table of the results as Markdown: accuracies in %, mean (± deviation) of seeds."""
+    classes = results[0]["classes"] if results else []
+    head = [
+        "method", *(f"{n}" for n in classes), "average", "forgetting", "kept", "images/s", "seeds",
+    ]  # fmt: skip
+    rows = [_cells(summary) for summary in summaries(results)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
+
+
+def _cells(row: Summary) -> list[str]:
+    return [
+        f"`{row.name}`",
+        *(f"{100 * v:.1f}" for v in row.accuracy),
+        _percent(row, "average"),
+        _percent(row, "forgetting"),
+        f"{row.kept_bytes / 1e6:.2f} MB" if row.kept_bytes else "0",
+        f"{row.mean('images_per_second'):.0f}",
+        str(row.seeds),
+    ]
+
+
+def _percent(row: Summary, measure: str) -> str:
+    mean, deviation = row.mean(measure), row.deviation(measure)
+    if mean is None:
+        return "—"
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
