@@ -110,7 +110,8 @@ def _plain_file(path: Path) -> int:
     return status.st_size
 
 
-def _sha256(data: bytes = b"") -> Any:
+def sha256(data: bytes = b"") -> Any:
+    """Return a SHA-256 object of hashlib's kind that has taken ``data``."""
     # Python's own code first: hashlib would load OpenSSL, 4 MB of a small board's memory.
     for name in ("_sha2", "_sha256", "hashlib"):  # from Python 3.12, until 3.11, elsewhere
         try:
@@ -126,7 +127,7 @@ def _verify(path: Path, entry: FileEntry) -> None:
         raise BundleError(
             f"{path}: expected {entry.bytes} bytes, got {size}", hint="copy the bundle again"
         )
-    digest = _sha256()
+    digest = sha256()
     try:
         with open(path, "rb") as file:
             for chunk in iter(lambda: file.read(_CHUNK), b""):
@@ -162,7 +163,7 @@ def write_bundle(
     missing = [name for name in REQUIRED if name not in files]
     if missing or MANIFEST in files:
         raise BundleError(f"a bundle needs {' and '.join(REQUIRED)}, got {sorted(files)}")
-    entries = {n: FileEntry(_sha256(b).hexdigest(), len(b)) for n, b in files.items()}
+    entries = {n: FileEntry(sha256(b).hexdigest(), len(b)) for n, b in files.items()}
     listed = {name: entry._asdict() for name, entry in entries.items()}
     whole = {**manifest, "files": listed}
     checked = decode_manifest(json.dumps(whole).encode())
