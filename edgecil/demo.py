@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from edgecil import api
+from edgecil.bench.plots import learning_curves
 from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import DependencyMissing, EdgecilError
 from edgecil.exporting.report import ExportReport
@@ -127,27 +128,12 @@ def evaluate_on_device(bundle: Path, images: Path, limit: str) -> dict[str, Any]
 
 def plot(accuracy: Mapping[str, Sequence[float]], path: Path) -> Path:
     """Write the curves of accuracy after each increment as a PNG file and return its path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # Told apart in grey print too: by marker and line style, with the name at the line's end.
-    styles = [("o", "-"), ("s", "--"), ("v", ":"), ("D", "-.")]
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.4), dpi=160)
-    for (name, values), (marker, line) in zip(accuracy.items(), styles, strict=False):
-        classes = 2 * np.arange(1, len(values) + 1)
-        axes.plot(classes, 100 * np.asarray(values), line, marker=marker, label=name)
-    axes.set(xlabel="digits learned", ylabel="accuracy on all of them, %", ylim=(0, 102))
-    axes.set_xticks(classes)
-    axes.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
-    return path
+    each = 10 // INCREMENTS
+    curves = {
+        name: (range(each, each * len(values) + 1, each), values)
+        for name, values in accuracy.items()
+    }
+    return learning_curves(curves, path, what="digits")
 
 
 def run(output: Path, listener: Listener = ignore) -> DemoResult:

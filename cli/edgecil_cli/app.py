@@ -12,7 +12,7 @@ import typer
 
 import edgecil
 from edgecil.errors import Interrupted
-from edgecil_cli import _stop, evaluate, export, learn, memory, methods, showcase, versions
+from edgecil_cli import _stop, bench, evaluate, export, learn, memory, methods, showcase, versions
 from edgecil_cli._errors import describe
 from edgecil_cli._output import Output
 
@@ -29,11 +29,13 @@ app = typer.Typer(
 LEARN, LOOK, SHIP = "Learn", "Look", "Ship"
 for panel, name, function, epilog in (
     (LEARN, "learn", learn.learn, learn.EPILOG),
+    (LEARN, "init", init.init, init.EPILOG),
     (LEARN, "methods", methods.methods, methods.EPILOG),
     (LEARN, "demo", showcase.demo, showcase.EPILOG),
     (LOOK, "evaluate", evaluate.evaluate, evaluate.EPILOG),
     (LOOK, "predict", evaluate.predict, evaluate.PREDICT_EPILOG),
     (LOOK, "report-memory", memory.report_memory, memory.EPILOG),
+    (LOOK, "bench", bench.bench, bench.EPILOG),
     (LOOK, "status", versions.status, versions.STATUS_EPILOG),
     (LOOK, "history", versions.history, versions.HISTORY_EPILOG),
     (SHIP, "export", export.export, export.EPILOG),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def _one(run: Run, data: Path, out: Path) -> str | None:
     """Make the result of one run; return what went wrong, or None."""
 
     def told(number: int, row: dict[str, Any]) -> None:
-        print(f"{run.key}: {row['classes']} classes, {100 * row['top1']:.1f} %", flush=True)
+        text = f"{run.key}: {row['classes']} classes, {100 * row['top1']:.1f} %"
+        print(text, file=sys.stderr, flush=True)
 
     listing = layouts.read(run.protocol.layout, data)
     work = out / ".work" / run.key

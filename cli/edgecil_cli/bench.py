@@ -1,0 +1,167 @@
+"""``edgecil bench``: compare methods under a protocol that can be repeated."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgecil.errors import EdgecilError, UsageError
+from edgecil.units import format_bytes, parse_bytes
+from edgecil_cli._options import EXPERT, MEMORY, DeviceOption, JsonOption, QuietOption, value
+from edgecil_cli._output import Output, percent, short
+from edgecil_cli._tables import Column
+
+if TYPE_CHECKING:
+    from edgecil.bench.results import Result
+    from edgecil.bench.runner import Run
+
+EPILOG = """\
+Examples:
+
+  edgecil bench
+
+  edgecil bench quick --data cifar100/ --methods lwm,lwf-mc,icarl --seeds 0,1,2 --jobs 2
+
+  edgecil bench quick --data cifar100/ --methods lwm:gamma=0.2,lwm:gamma=0.5
+
+  edgecil bench quick --out bench/quick
+"""
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward passes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def bench(
+    protocol: Annotated[
+        str | None, typer.Argument(metavar="PROTOCOL", help="Name, or a .toml file of your own.")
+    ] = None,
+    data: Annotated[Path | None, value("Folder of the protocol's data set.", "DIR")] = None,
+    methods: Annotated[
+        str | None, value("Methods, with options as lwm:gamma=0.2.", "A,B,C")
+    ] = None,
+    seeds: Annotated[str, value("One run of every method for each.", "0,1,2")] = "0",
+    jobs: Annotated[int, value("Runs side by side, one thread each.", "N")] = 1,
+    out: Annotated[
+        Path | None, value("Results, table and plots; default: bench/PROTOCOL.", "DIR")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    memory_budget: Annotated[str | None, value("Bytes each method may keep.", "SIZE", MEMORY)] = (
+        None
+    ),
+    exemplars_per_class: Annotated[
+        int | None, value("So many exemplars of each class.", "N", MEMORY)
+    ] = None,
+    exemplars_total: Annotated[int | None, value("So many exemplars in all.", "N", MEMORY)] = None,
+    codec: Annotated[
+        str | None, value("Exemplars as raw, png, webp-lossless or jpeg.", "NAME", EXPERT)
+    ] = None,
+    epochs: Annotated[int | None, value("Instead of the protocol's.", "N", EXPERT)] = None,
+    batch_size: Annotated[int | None, value("Images per step.", "N", EXPERT)] = None,
+    lr: Annotated[float | None, value("Learning rate at the start.", "X", EXPERT)] = None,
+    precision: Annotated[
+        Precision, value("auto (by timing), float32 or bfloat16.", "NAME", EXPERT)
+    ] = Precision.auto,
+) -> None:
+    """Compare methods under a protocol: accuracy, forgetting, bytes."""
+    output = Output("bench", as_json=as_json, quiet=quiet)
+    if protocol is None:
+        _list(output)
+        return
+    settings = {
+        "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
+        "exemplars_per_class": exemplars_per_class, "exemplars_total": exemplars_total,
+        "codec": codec, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+    }  # fmt: skip
+    from edgecil.bench import pool, report
+    from edgecil.bench.protocol import protocol as find
+    from edgecil.bench.runner import Run, Variant
+
+    chosen = find(protocol)
+    folder = out or Path("bench") / chosen.name
+    given = {k: v for k, v in settings.items() if v is not None}
+    runs = [
+        Run(chosen, Variant.parse(text), seed, given, precision.value, device)
+        for seed in _numbers(seeds)
+        for text in (methods.split(",") if methods else [])
+    ]
+    if runs:
+        _run(output, runs, data, folder, jobs, pool)
+    made = report.write(folder)
+    output.result(
+        {"results": [_row(r) for r in made.results], "files": made.files}, value_only=str(folder)
+    )
+    if output.for_people:
+        _show(output, made.results)
+        output.pairs([("table, plots", ", ".join(short(path) for path in made.files))])
+
+
+def _run(
+    output: Output, runs: list[Run], data: Path | None, folder: Path, jobs: int, pool: Any
+) -> None:
+    if data is None:
+        raise UsageError("--data is missing", hint="the folder of the data set: --data cifar100/")
+    if jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    failed = [o for o in pool.run_all(runs, data, folder, jobs=jobs, say=output.note) if o.error]
+    if failed:
+        first = failed[0]
+        raise EdgecilError(
+            f"{len(failed)} of {len(runs)} runs failed; the first, {first.run.variant} with seed "
+            f"{first.run.seed}: {first.error}",
+            hint="the others are kept; the same command makes what is missing",
+        )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text}: expected whole numbers", hint="like 0,1,2") from None
+
+
+def _list(output: Output) -> None:
+    from edgecil.bench.protocol import protocols
+
+    known = protocols()
+    rows = {name: {"summary": p.summary, "source": p.source} for name, p in known.items()}
+    output.result(rows, value_only="\n".join(known))
+    if output.for_people:
+        output.table(
+            [Column("protocol"), Column("what is learned")],
+            [[name, row["summary"]] for name, row in rows.items()],
+        )
+
+
+def _row(result: Result) -> dict[str, Any]:
+    """Return a result without what only a program that draws would want."""
+    return {k: v for k, v in result.items() if k not in ("confusion", "by_increment")}
+
+
+def _show(output: Output, results: list[Result]) -> None:
+    from edgecil.bench.results import summaries
+
+    columns = [
+        Column("method"), Column("final", right=True), Column("average", right=True),
+        Column("forgetting", right=True), Column("kept", right=True),
+        Column("images/s", right=True), Column("seeds", right=True),
+    ]  # fmt: skip
+    rows = [
+        [
+            row.name, percent(row.mean("final")), percent(row.mean("average")),
+            percent(row.mean("forgetting")), format_bytes(row.kept_bytes),
+            f"{row.mean('images_per_second'):.0f}", str(row.seeds),
+        ]
+        for row in summaries(results)
+    ]  # fmt: skip
+    output.table(columns, rows)
+    output.print()

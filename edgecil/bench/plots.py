@@ -1,0 +1,80 @@
+"""Figures of results, readable in print: told apart by marker and line as well as by colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+MARKERS = ("o", "s", "v", "D", "^", "P", "X", "<", ">", "*")
+LINES = ("-", "--", ":", "-.")
+FORMATS = (".png", ".svg")
+
+Curve = tuple[Sequence[int], Sequence[float]]
+"""Classes seen and accuracy on all of them, in [0, 1], after each increment."""
+
+
+def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "classes") -> Path:
+    """Write accuracy against the number of ``what`` seen so far, and return the file's path.
+
+    The format is that of the path's suffix.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.6))
+    ends = []
+    for (name, (classes, values)), marker, line in zip(
+        curves.items(), cycle(MARKERS), cycle(LINES), strict=False
+    ):
+        percent = [100 * v for v in values]
+        (drawn,) = axes.plot(classes, percent, line, marker=marker, markersize=4, linewidth=1.2)
+        ends.append((percent[-1], name, drawn.get_color(), classes[-1]))
+    axes.set(xlabel=f"{what} learned", ylabel="accuracy on all of them, %")
+    axes.set_ylim(0, 102)
+    axes.set_xticks(sorted({n for classes, _ in curves.values() for n in classes}))
+    _tidy(axes)
+    # Names stand at the ends of their lines, pushed apart where the lines meet.
+    for height, (_, name, colour, x) in zip(_apart([e[0] for e in ends], 5.0), ends, strict=True):
+        axes.annotate(
+            name, (x, height), (6, 0), textcoords="offset points", va="center", fontsize=8,
+            color=colour, annotation_clip=False,
+        )  # fmt: skip
+    figure.savefig(target, bbox_inches="tight", dpi=200)
+    pyplot.close(figure)
+    return target
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Return the heights moved as little as is needed to be at least ``gap`` apart."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    blocks: list[list[int]] = []
+    centre = lambda block: sum(heights[i] for i in block) / len(block)  # noqa: E731
+    for index in order:
+        blocks.append([index])
+        while len(blocks) > 1:
+            low, high = blocks[-2], blocks[-1]
+            if centre(high) - centre(low) >= gap * (len(low) + len(high)) / 2:
+                break
+            blocks[-2:] = [low + high]
+    placed = [0.0] * len(heights)
+    for block in blocks:
+        for rank, index in enumerate(block):
+            placed[index] = centre(block) + gap * (rank - (len(block) - 1) / 2)
+    return placed
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # Text stays text in SVG: it can be searched, and the file is small.
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    return pyplot

@@ -1,0 +1,217 @@
+"""Runs under a protocol: resumed to the same result, measured by hand, side by side."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_runs
+import toys
+
+from edgecil import api
+from edgecil.bench import layouts, pool, results
+from edgecil.bench.protocol import Protocol
+from edgecil.bench.runner import Run, Variant, execute
+from edgecil.engine import loop
+from edgecil.errors import Interrupted, UsageError
+
+ROOT = Path(__file__).parents[2]
+PROTOCOL = Protocol(
+    "small", "six classes in three increments", "folders", (2, 2, 2), order="natural",
+    arch="resnet8", epochs=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set of six classes: 12 training and 6 test images each."""
+    root = tmp_path_factory.mktemp("data")
+    toys.write_folder(root / "train", range(6))
+    toys.write_folder(root / "test", range(6), 6, seed=1)
+    return root
+
+
+def run(method="finetune", seed=0, **settings):
+    return Run(PROTOCOL, Variant.parse(method), seed, settings, "float32")
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """The result of one run."""
+    return execute(run("lwm"), layouts.read("folders", data), tmp_path_factory.mktemp("w") / "run")
+
+
+def same(left, right):
+    """Return whether two results agree in everything that is not a clock or the process."""
+    clocks = {"seconds", "images_per_second", "peak_rss_bytes"}
+    return {k: v for k, v in left.items() if k not in clocks} == {
+        k: v for k, v in right.items() if k not in clocks
+    }
+
+
+class TestOneRun:
+    def test_is_what_the_commands_give_step_by_step(self, data, done, tmp_path):
+        names = layouts.read("folders", data).classes
+        for number in range(3):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            for name in names[2 * number : 2 * number + 2]:
+                (folder / name).symlink_to(data / "train" / name)
+            api.learn(
+                folder, method="lwm", workspace=tmp_path / "ws", precision="float32", epochs=2,
+                record_ranges=False, arch="resnet8" if number == 0 else "auto",
+            )  # fmt: skip
+            found = api.evaluate(data / "test", workspace=tmp_path / "ws", ignore_unknown=True)
+            assert done["accuracy"][number] == found.top1
+            assert done["task_aware"][number] == found.task_aware
+            assert done["by_increment"][number] == found.by_increment()
+        assert done["confusion"] == found.counts.tolist()
+
+    def test_measures_follow_from_the_accuracies_of_the_increments(self, done):
+        last = done["by_increment"][-1]
+        assert done["final"] == pytest.approx(np.mean(last))  # equal numbers of test images
+        assert done["average"] == pytest.approx(np.mean(done["accuracy"]))
+        assert done["average_without_base"] == pytest.approx(np.mean(done["accuracy"][1:]))
+        weighted = np.dot(done["accuracy"], [2, 4, 6]) / 12
+        assert done["average_weighted"] == pytest.approx(weighted)
+        assert done["forgetting_of_base"] == pytest.approx(done["accuracy"][0] - last[0])
+        best = max(done["by_increment"][0][0], done["by_increment"][1][0])
+        drops = [best - last[0], done["by_increment"][1][1] - last[1]]
+        assert done["forgetting"] == pytest.approx(np.mean(drops))
+
+    def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+        self, data, done, tmp_path, monkeypatch
+    ):
+        listing, work = layouts.read("folders", data), tmp_path / "run"
+        often = small_runs.looking_often(loop.Session.__init__)
+        monkeypatch.setattr(loop.Session, "__init__", often)
+        with pytest.raises(Interrupted):
+            execute(run("lwm"), listing, work, should_stop=(work / "rows.json").exists)
+        assert len(json.loads((work / "rows.json").read_text())) == 1
+        again = execute(run("lwm"), listing, work)
+        assert same(again, done)
+        assert not work.exists()
+
+    def test_a_version_without_its_row_is_measured_not_learned_again(self, data, done, tmp_path):
+        """A kill between the commit of a version and the note of its measures."""
+        listing, work = layouts.read("folders", data), tmp_path / "run"
+
+        class Killed(Exception):
+            pass
+
+        def die(number, row):
+            if number == 2:
+                raise Killed
+
+        with pytest.raises(Killed):
+            execute(run("lwm"), listing, work, on_increment=die)
+        rows = json.loads((work / "rows.json").read_text())
+        (work / "rows.json").write_text(json.dumps(rows[:1]))
+        assert same(execute(run("lwm"), listing, work), done)
+
+    def test_budget_and_codec_reach_the_store(self, data, tmp_path):
+        found = execute(
+            run("icarl", memory_budget=30_000, codec="jpeg-75"), layouts.read("folders", data),
+            tmp_path / "run",
+        )  # fmt: skip
+        assert 0 < max(found["kept_bytes"]) <= 30_000
+        assert found["settings"] == {"memory_budget": 30_000, "codec": "jpeg-75"}
+
+    def test_the_seed_and_the_options_change_the_result(self, data, done, tmp_path):
+        listing = layouts.read("folders", data)
+        other = execute(run("lwm", seed=1), listing, tmp_path / "a")
+        plain = execute(run("lwm:gamma=0"), listing, tmp_path / "b")
+        assert other["confusion"] != done["confusion"]
+        assert plain["options"] == {"gamma": "0"}
+
+
+class TestManyRuns:
+    def test_results_that_are_there_are_not_made_again(self, data, tmp_path):
+        said = []
+        runs = [run("finetune"), run("ncm")]
+        first = pool.run_all(runs, data, tmp_path / "out", jobs=2, say=said.append)
+        assert [o.error for o in first] == [None, None]
+        before = [o.path.stat().st_mtime_ns for o in first]
+        again = pool.run_all(runs, data, tmp_path / "out", say=said.append)
+        assert [o.path.stat().st_mtime_ns for o in again] == before
+        assert said[-2:] == ["finetune seed 0: is there", "ncm seed 0: is there"]
+
+    def test_a_run_that_fails_leaves_the_others_alone(self, data, tmp_path):
+        runs = [run("finetune", memory_budget=10), run("icarl", memory_budget=10)]
+        good, bad = pool.run_all(runs, data, tmp_path / "out", jobs=2)
+        assert good.error is None and good.path.exists()
+        assert "budget" in bad.error and not bad.path.exists()
+
+    def test_ctrl_c_saves_and_the_same_command_goes_on(self, data, tmp_path):
+        protocol = tmp_path / "small.toml"
+        protocol.write_text(
+            'summary = "small"\nlayout = "folders"\nsplit = [3, 3]\norder = "natural"\n'
+            'arch = "resnet8"\nepochs = 3000\n'
+        )
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "cli", ROOT / "devices")))
+        command = [
+            sys.executable, "-m", "edgecil_cli", "bench", str(protocol), "--data", str(data),
+            "--methods", "finetune", "--out", str(tmp_path / "out"), "--precision", "float32",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            start_new_session=True, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        request = tmp_path / "out" / ".work" / "finetune-seed0" / "workspace" / "run"
+        deadline = time.monotonic() + 120
+        while not (request / "request.json").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1.5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        assert list(request.glob("*.safetensors")), said  # the state to go on from
+
+
+class TestVariants:
+    def test_a_name_and_its_text_are_the_same_thing(self):
+        text = "lwm:gamma=0.2:beta=1"
+        assert str(Variant.parse(text)) == text
+        assert Variant.parse(text) == Variant("lwm", {"gamma": "0.2", "beta": "1"})
+
+    @pytest.mark.parametrize("text", ["", ":a=1", "lwm:gamma", "lwm:=2", "lwm:gamma="])
+    def test_anything_else_is_refused(self, text):
+        with pytest.raises(UsageError, match="is no method"):
+            Variant.parse(text)
+
+
+class TestTable:
+    def result(self, method, seed, accuracy, **more):
+        return {
+            "method": method, "options": {}, "settings": {}, "seed": seed, "classes": [2, 4],
+            "protocol": "p", "accuracy": accuracy, "average": float(np.mean(accuracy)),
+            "final": accuracy[-1], "forgetting": 0.1 * seed, "kept_bytes": [0, 1000],
+            "images_per_second": [100.0, 300.0], "omega": None, **more,
+        }  # fmt: skip
+
+    def write(self, folder, rows):
+        for row in rows:
+            path = folder / f"{row['method']}-{row['seed']}.json"
+            path.write_text(results.to_text(row))
+
+    def test_means_and_deviations_over_seeds(self, tmp_path):
+        self.write(tmp_path, [self.result("lwm", s, [0.9, v]) for s, v in ((0, 0.5), (1, 0.7))])
+        text = results.markdown(results.load(tmp_path))
+        row = text.splitlines()[2].split(" | ")
+        assert row[1:3] == ["90.0", "60.0"]
+        assert row[3] == "75.0 ± 7.1"  # 70 and 80: sample deviation 7.07
+        assert row[6:] == ["200", "2 |"]
+
+    def test_omega_is_the_mean_share_of_the_oracle_of_the_same_seed(self, tmp_path):
+        rows = [self.result("joint", 0, [0.9, 0.8]), self.result("lwm", 0, [0.9, 0.4]),
+                self.result("lwm", 1, [0.9, 0.4])]  # fmt: skip
+        self.write(tmp_path, rows)
+        found = {(r["name"], r["seed"]): r["omega"] for r in results.load(tmp_path)}
+        assert found == {("joint", 0): 1.0, ("lwm", 0): 0.75, ("lwm", 1): None}
