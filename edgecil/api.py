@@ -151,9 +151,7 @@ def predict(
         raise DataError(error.message) from None  # the hint is for folders
     labels = torch.zeros(len(paths), dtype=torch.int64)
     compute = inference_compute(device)
-    values, _ = scores(
-        model, ImageSet(torch.from_numpy(decoded.pixels), labels), manifest.input, compute
-    )
+    values, _ = scores(model, ImageSet(decoded.pixels, labels), manifest.input, compute)
     predictions = []
     for path, row in zip(paths, values, strict=True):
         order = np.argsort(-row)[:top]

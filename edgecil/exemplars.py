@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -98,6 +98,17 @@ def keep_all(features: Tensor, count: int, generator: Generator | None = None) -
 def shrink(ranked: Sequence[Sequence[T]], count: int) -> list[Sequence[T]]:
     """Return the first ``count`` of every ranked list."""
     return [of_class[:count] for of_class in ranked]
+
+
+class Pictures(Protocol):
+    """Images ``(N, R, R, 3)`` that are looked at one by one: an array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, R, R, 3)``."""
+
+    def __getitem__(self, row: Any, /) -> Any:
+        """Return an image uint8 ``(R, R, 3)``."""
 
 
 class _Ranked:
@@ -199,7 +210,7 @@ def _write_columns(
 def build_exemplars(
     old: Store,
     new: Store,
-    pixels: NDArray[np.uint8],
+    pixels: Pictures,
     ranked: Sequence[NDArray[np.int64]],
     budget: Budget,
     *,

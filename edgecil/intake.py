@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgecil.data.decode import load, split_validation
+from edgecil.data.decode import Loaded, Progress, load, split_validation
 from edgecil.data.images import ImageSet, concat
-from edgecil.data.resident import place
+from edgecil.data.resident import free_host_bytes, pixel_bytes, place, streams
 from edgecil.data.source import ImageFolder, align, check_new, fingerprint, scan
 from edgecil.data.streams import stream
 from edgecil.engine.events import Listener, Stage
@@ -25,6 +25,7 @@ from edgecil.errors import DataError, UsageError
 from edgecil.nets.build import auto_arch
 from edgecil.request import LearnRequest
 from edgecil.settings import CIFAR, IMAGENET, Preprocess
+from edgecil.units import format_bytes
 from edgecil.workspace import VersionManifest
 
 Say = Callable[[str], None]
@@ -60,7 +61,7 @@ class Images:
         last = len(self.new) - 1
         rows = np.unique(np.linspace(0, last, min(count, last + 1)).astype(np.int64))
         chosen = torch.from_numpy(rows).to(self.new.pixels.device)
-        pixels: NDArray[np.uint8] = self.new.pixels[chosen].cpu().numpy()
+        pixels: NDArray[np.uint8] = self.new.pixels.index_select(0, chosen).cpu().numpy()
         return pixels
 
 
@@ -109,25 +110,58 @@ def _input_size(folder: ImageFolder) -> int:
     return 32 if shorter <= 48 else 64 if shorter < 96 else 224
 
 
+def _load(
+    request: LearnRequest,
+    folder: ImageFolder,
+    preprocess: Preprocess,
+    disk: Path,
+    say: Say,
+    on_progress: Progress | None = None,
+) -> Loaded:
+    """Return the decoded images of a folder: in memory, or on the disk of the folder ``disk``."""
+    needed = pixel_bytes(len(folder), preprocess.resize)
+    streamed = streams(needed, request.stream)
+    if streamed:
+        say(
+            f"{len(folder):,} images take {format_bytes(needed)} decoded, "
+            f"{format_bytes(free_host_bytes())} of memory are free: they are streamed from a "
+            f"temporary file on the disk of {disk}"
+        )
+    return load(
+        folder, preprocess, skip_bad=request.skip_bad, on_progress=on_progress,
+        disk=disk if streamed else None,
+    )  # fmt: skip
+
+
 def decode_new(
     request: LearnRequest,
     folder: ImageFolder,
     old: int,
     preprocess: Preprocess,
     device: torch.device,
+    disk: Path,
     say: Say,
     listener: Listener,
 ) -> Images:
     """Return the decoded new images; their labels are head rows from ``old`` on.
 
+    Those that are streamed lie on the disk of the folder ``disk``.
+
     Raises:
-        DataError: an image is damaged, or a class lost all its images to ``--skip-bad``.
+        DataError: an image is damaged or changed meanwhile, a class lost all its images to
+            ``--skip-bad``, or the disk is full.
     """
 
     def progress(done: int, total: int) -> None:
         listener(Stage("decoding images", done, total))
 
-    loaded = load(folder, preprocess, skip_bad=request.skip_bad, on_progress=progress)
+    before = fingerprint(folder)
+    loaded = _load(request, folder, preprocess, disk, say, progress)
+    if fingerprint(folder) != before:
+        raise DataError(
+            f"images in {folder.root} changed while they were decoded",
+            hint="try again when nothing writes to that folder",
+        )
     for skipped in loaded.skipped:
         say(f"skipped: {skipped.reason}")
     every = ImageSet(loaded.images.pixels, loaded.images.labels + old)
@@ -137,7 +171,7 @@ def decode_new(
         rows, held_rows = split_validation(every.labels, request.val_fraction, generator)
         held = every.subset(held_rows)
         every, paths = every.subset(rows), tuple(paths[i] for i in rows.tolist())
-    return Images(folder, place(every, device), held, paths, fingerprint(folder))
+    return Images(folder, place(every, device), held, paths, before)
 
 
 def scan_tests(path: str | os.PathLike[str]) -> ImageFolder:
@@ -167,8 +201,12 @@ def decode_tests(
     parent: VersionManifest | None,
     names: Sequence[str],
     preprocess: Preprocess,
+    disk: Path,
+    say: Say,
 ) -> ImageSet | None:
     """Return all test images of the classes ``names``, or None when there are none.
+
+    Those that are streamed lie on the disk of the folder ``disk``.
 
     Raises:
         DataError: the folder given as ``--test-data`` is not there, or an image is damaged.
@@ -177,5 +215,5 @@ def decode_tests(
         raise DataError(f"no folder of test images at {request.test_data}")
     sets = [] if images.held_out is None else [images.held_out]
     folders = [align(scan_tests(path), names) for path in test_folders(request, images, parent)]
-    sets.extend(load(folder, preprocess, skip_bad=request.skip_bad).images for folder in folders)
+    sets.extend(_load(request, f, preprocess, disk, say).images for f in folders)
     return concat(sets) if sets else None

@@ -93,7 +93,10 @@ def learn(
         job = prepare(request, workspace, listener)
         _refuse_changes(job, settled)
         check_budget(job.task, job.preprocess.resize, job.class_sizes)
-        tests = decode_tests(job.request, job.images, job.parent, job.names, job.preprocess)
+        tests = decode_tests(
+            job.request, job.images, job.parent, job.names, job.preprocess, workspace.root,
+            lambda text: listener(Note(text)),
+        )  # fmt: skip
         chosen = Compute.from_json(settled["compute"]) if settled else choose_compute(job)
         compute = replace(world.share(chosen), device=str(job.device))
         torch.set_num_threads(compute.threads)

@@ -155,7 +155,9 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         width = preset.head_width if preset else recipe.head_width
         spec = NetSpec(arch, "cosine" if recipe.head_kind == "cosine" else "linear", width)
     old = parent.groups if parent else ()
-    images = decode_new(request, folder, sum(old), preprocess, device, note, listener)
+    images = decode_new(
+        request, folder, sum(old), preprocess, device, workspace.root, note, listener
+    )
     names = (*(parent.names if parent else ()), *images.names)
     task = Task(
         recipe, Classes((*old, len(images.names))), spec, _training(request, recipe, preset),

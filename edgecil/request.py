@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from edgecil.errors import UsageError, WorkspaceError
-from edgecil.settings import Augment, Training
+from edgecil.settings import Augment, Stream, Training
 from edgecil.workspace import REQUEST, VersionManifest
 from edgecil_runtime.container import write_atomic
 
@@ -45,6 +45,8 @@ class LearnRequest:
     test_data: str | None = None
     val_fraction: float = 0.0
     skip_bad: bool = False
+    stream: Stream = "auto"
+    """Whether decoded images are read from disk; the result does not depend on it."""
     record_ranges: bool = True
     class_order: tuple[str, ...] | None = None
     """Order of introduction of the new classes; None is alphabetical."""
@@ -62,6 +64,8 @@ class LearnRequest:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        if self.stream not in get_args(Stream):
+            raise UsageError(f"stream must be one of {get_args(Stream)}, got {self.stream!r}")
         if self.lr is not None and not self.lr > 0:
             raise UsageError(f"lr must be positive, got {self.lr}")
         limits = (self.memory_budget, self.exemplars_per_class, self.exemplars_total)

@@ -12,6 +12,9 @@ from typing import Any, Literal, Self
 
 from edgecil.errors import UsageError
 
+Stream = Literal["auto", "yes", "no"]
+"""Whether decoded images are streamed from disk; ``auto``: when memory has no room for them."""
+
 
 @dataclass(frozen=True)
 class Preprocess:

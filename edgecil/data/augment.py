@@ -90,20 +90,21 @@ def _boxes(
     return (room * (stored - size + 1)).long(), size
 
 
-def gather(pixels: Tensor, order: Tensor, views: Tensor, size: int) -> Tensor:
-    """Return uint8 crops ``(n, S, S, 3)`` of ``pixels`` ``(N, P, P, 3)``: one gather.
+def crop(pixels: Tensor, views: Tensor, size: int) -> Tensor:
+    """Return uint8 crops ``(n, S, S, 3)`` of ``pixels`` ``(n, P, P, 3)``: one gather.
 
-    Shuffle, crop and flip are all in the index. Pixels are addressed in one flat axis, several
-    times faster on a CPU than three indices that are broadcast against each other.
+    Crop and flip are in the index. Pixels are addressed in one flat axis, several times faster
+    on a CPU than three indices that are broadcast against each other.
     """
-    edge = pixels.shape[1]
-    steps = torch.arange(size, device=order.device)
+    count, edge = pixels.shape[:2]
+    steps = torch.arange(size, device=pixels.device)
+    image = torch.arange(count, device=pixels.device)[:, None]
     row, column, flip = views[:, :3].unsqueeze(2).unbind(1)
-    rows = (order[:, None] * edge + row + steps) * edge
+    rows = (image * edge + row + steps) * edge
     columns = column + flip * (size - 1) + (1 - 2 * flip) * steps
     index = rows[:, :, None] + columns[:, None, :]
     picked = pixels.view(-1, 3).index_select(0, index.view(-1))
-    return picked.view(order.shape[0], size, size, 3)
+    return picked.view(count, size, size, 3)
 
 
 def resized_crop(images: Tensor, views: Tensor, size: int) -> Tensor:

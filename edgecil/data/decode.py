@@ -1,4 +1,4 @@
-"""Image files to one array of pixels, decoded once by several threads."""
+"""Image files to one array of pixels, in memory or on disk, decoded once by several threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgecil.data.images import ImageSet
+from edgecil.data.disk import DiskPixels, PixelFile
+from edgecil.data.images import ImageSet, Pixels
 from edgecil.data.resident import pixel_bytes, require_host
 from edgecil.data.source import ImageFolder
 from edgecil.errors import DataError, DependencyMissing, UsageError
@@ -35,13 +36,13 @@ class Skipped(NamedTuple):
 class Decoded(NamedTuple):
     """Pixels uint8 ``(N, R, R, 3)`` of the images at ``kept`` of the given paths."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     kept: list[int]
     skipped: list[Skipped]
 
 
 class Loaded(NamedTuple):
-    """The images of a folder in memory, the file of each, and what was left out."""
+    """The images of a folder, the file of each, and what was left out."""
 
     images: ImageSet
     paths: tuple[Path, ...]
@@ -55,21 +56,22 @@ def decode(
     skip_bad: bool = False,
     on_progress: Progress | None = None,
     max_pixels: int = MAX_PIXELS,
+    disk: Path | None = None,
 ) -> Decoded:
     """Return the images at ``paths``, the shorter side resized to ``resize``, centre cropped.
 
-    Memory is taken once, before the first image is read. ``workers`` threads (default: one per
-    usable core) decode; ``on_progress(done, total)`` runs in the calling thread. With
+    Memory is taken once, before the first image is read, or room on the disk of the folder
+    ``disk``: then no more than an image per worker is in memory. ``workers`` threads (default:
+    one per usable core) decode; ``on_progress(done, total)`` runs in the calling thread. With
     ``skip_bad`` images that cannot be read are left out and listed.
 
     Raises:
-        DataError: the pixels do not fit into memory; or an image cannot be read, is truncated
-            or has more than ``max_pixels`` pixels (the first in order is named).
+        DataError: the pixels do not fit into memory or on the disk; or an image cannot be read,
+            is truncated or has more than ``max_pixels`` pixels (the first in order is named).
         DependencyMissing: Pillow is not installed.
     """
     total = len(paths)
-    require_host(pixel_bytes(total, resize), f"{total:,} images of {resize} x {resize}")
-    pixels = np.empty((total, resize, resize, 3), np.uint8)
+    pixels = _room(total, resize, disk)
 
     def work(start: int) -> list[tuple[int, str]]:
         bad = []
@@ -98,7 +100,17 @@ def decode(
         pool.shutdown(cancel_futures=True)
     kept = [index for index in range(total) if index not in bad]
     skipped = [Skipped(paths[index], reason) for index, reason in bad.items()]
-    return Decoded(_compacted(pixels, kept), kept, skipped)
+    if isinstance(pixels, PixelFile):
+        return Decoded(DiskPixels([pixels], np.array(kept, np.int64)), kept, skipped)
+    return Decoded(torch.from_numpy(_compacted(pixels, kept)), kept, skipped)
+
+
+def _room(count: int, resize: int, disk: Path | None) -> NDArray[np.uint8] | PixelFile:
+    """Return an array, or a file on the disk of a folder, to write the images into."""
+    if disk is not None:
+        return PixelFile(disk, count, resize)
+    require_host(pixel_bytes(count, resize), f"{count:,} images of {resize} x {resize}")
+    return np.empty((count, resize, resize, 3), np.uint8)
 
 
 def _compacted(pixels: NDArray[np.uint8], kept: list[int]) -> NDArray[np.uint8]:
@@ -115,13 +127,16 @@ def load(
     workers: int | None = None,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
+    disk: Path | None = None,
 ) -> Loaded:
-    """Return the images of ``folder`` in host memory, labelled as the folder labels them.
+    """Return the images of ``folder``, labelled as the folder labels them.
+
+    They are in host memory, or on the disk of the folder ``disk``.
 
     Raises:
         DataError: as :func:`decode`; or a class has lost all its images by skipping.
     """
-    decoded = decode(folder.paths, preprocess.resize, workers, skip_bad, on_progress)
+    decoded = decode(folder.paths, preprocess.resize, workers, skip_bad, on_progress, disk=disk)
     labels = torch.tensor([folder.labels[index] for index in decoded.kept], dtype=torch.int64)
     lost = set(folder.labels).difference(labels.tolist())
     if lost:
@@ -132,7 +147,7 @@ def load(
             f"{first.reason}",
             hint="add readable images or remove the folder",
         )
-    images = ImageSet(torch.from_numpy(decoded.pixels), labels)
+    images = ImageSet(decoded.pixels, labels)
     return Loaded(images, tuple(folder.paths[index] for index in decoded.kept), decoded.skipped)
 
 

@@ -1,4 +1,4 @@
-"""Decoded images in memory and the batches that a step sees."""
+"""Decoded images, in memory or on disk, and the batches that a step sees."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edgecil.data.disk import DiskPixels
+
+Pixels = Tensor | DiskPixels
+
 
 class ImageSet(NamedTuple):
     """Decoded images and their labels.
 
     ``pixels`` is uint8 ``(N, R, R, 3)``, ``labels`` int64 ``(N,)``: rows of the head, in order
-    of introduction of the classes. Both live where batches are gathered from.
+    of introduction of the classes. Both live where batches are gathered from;
+    ``pixels.index_select(0, rows)`` gives images in memory, wherever they live.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Tensor
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether batches are read from disk."""
+        return isinstance(self.pixels, DiskPixels)
 
     def subset(self, index: Tensor) -> ImageSet:
         """Return the images at ``index`` (int64 or bool ``(N,)``), in that order."""
@@ -33,8 +43,13 @@ class ImageSet(NamedTuple):
 
 
 def concat(sets: Sequence[ImageSet]) -> ImageSet:
-    """Return all images of several sets of one size, in order."""
-    return ImageSet(torch.cat([s.pixels for s in sets]), torch.cat([s.labels for s in sets]))
+    """Return all images of several sets of one size, in order; images on disk stay there."""
+    if len({s.pixels.device for s in sets}) > 1:
+        sets = [s.to("cpu") for s in sets]
+    pixels = [s.pixels for s in sets]
+    tensors = [p for p in pixels if isinstance(p, Tensor)]
+    joined = torch.cat(tensors) if len(tensors) == len(pixels) else DiskPixels.joined(pixels)
+    return ImageSet(joined, torch.cat([s.labels for s in sets]))
 
 
 @dataclass(frozen=True, slots=True)

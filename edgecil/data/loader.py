@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, made from decoded images where they live.
+"""Batches for training and evaluation, made from decoded images in memory or on disk.
 
 The epoch is planned at once: one permutation, all crops, all flips. A step then only indexes.
 Every rank of several draws the same plan and takes its slice of each global batch.
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from edgecil.data import augment as augmenting
 from edgecil.data.images import Batch, ImageSet
+from edgecil.data.reading import reader
 from edgecil.data.streams import Streams
 from edgecil.errors import DataError
 from edgecil.settings import Augment, Preprocess, Training
@@ -46,15 +47,6 @@ class Normalise:
         return done.view(count, self._size, self._size, 3).permute(0, 3, 1, 2)
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return ``tensor`` on ``device``; through pinned memory the host does not wait for it."""
-    if tensor.device == device:
-        return tensor
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def _placed(device: torch.device) -> torch.device:
     # "cuda" and "cuda:0" are one device, but do not compare equal.
     return torch.empty(0, device=device).device
@@ -73,8 +65,8 @@ class Loader:
     """Augmented batches of a set, on ``device``, in channels_last.
 
     ``steps`` is the number of batches of an epoch: the last, smaller one counts when it has at
-    least 2 images or is the only one. Pixels are gathered where they live: on the compute
-    device, or in host memory, from where each batch is sent over.
+    least 2 images or is the only one. Stored images are gathered where they live (on the compute
+    device, in host memory, on disk) and changed on ``device``: batches do not depend on where.
 
     Raises:
         DataError: the set is empty.
@@ -95,13 +87,13 @@ class Loader:
         self._batch_size = batch_size
         self._preprocess = preprocess
         self._augment = augment
+        self._jittered = augment.brightness > 0 or augment.contrast > 0
         self._device = _placed(torch.device(device))
         self._labels = images.labels.to(self._device)
         self._normalise = Normalise(preprocess, self._device)
-        pad = augmenting.padding(augment)
-        padded = F.pad(images.pixels, (0, 0, pad, pad, pad, pad)) if pad else images.pixels
-        self._pixels = padded.contiguous()
-        self._epoch: tuple[int, augmenting.Plan, augmenting.Plan] | None = None
+        self._home = images.pixels.device
+        self._read = reader(images.pixels, self._device)
+        self._epoch: tuple[int, Tensor, augmenting.Plan] | None = None
 
     def batch(
         self, epoch: int, step: int, streams: Streams, rank: int = 0, world: int = 1
@@ -116,44 +108,49 @@ class Loader:
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of an epoch of {self.steps} steps")
-        here, there = self._plan(epoch, streams)
-        start = step * self._batch_size
-        stop = min(self.count, start + self._batch_size)
-        rows = rank_slice(start, stop, rank, world)
-        target = there.part(rows)
+        order, plan = self._plan(epoch, streams)
+        rows, following = (self._positions(s, rank, world) for s in (step, step + 1))
+        part = plan.part(rows)
         return Batch(
-            self._images(here.part(rows), target),
-            self._labels.index_select(0, target.order),
-            target.order,
-            target.views,
+            self._changed(self._read(order[rows], order[following]), part),
+            self._labels.index_select(0, part.order),
+            part.order,
+            part.views,
         )
 
-    def _plan(self, epoch: int, streams: Streams) -> tuple[augmenting.Plan, augmenting.Plan]:
-        """Return the epoch's plan where the pixels live and where the batch goes."""
+    def _positions(self, step: int, rank: int, world: int) -> slice:
+        """Return the positions of a rank's images in a step; none after the last step."""
+        if step >= self.steps:
+            return slice(0, 0)
+        start = step * self._batch_size
+        return rank_slice(start, min(self.count, start + self._batch_size), rank, world)
+
+    def _plan(self, epoch: int, streams: Streams) -> tuple[Tensor, augmenting.Plan]:
+        """Return the epoch's order where the pixels live, and its plan where batches go."""
         generator = streams(epoch)
         key = generator.initial_seed()
         if self._epoch is None or self._epoch[0] != key:
             plan = augmenting.draw(self.count, self._augment, self._preprocess, generator)
-            self._epoch = key, plan.to(self._pixels.device), plan.to(self._device)
+            self._epoch = key, plan.order.to(self._home), plan.to(self._device)
         return self._epoch[1:]
 
-    def _images(self, here: augmenting.Plan, target: augmenting.Plan) -> Tensor:
+    def _changed(self, stored: Tensor, plan: augmenting.Plan) -> Tensor:
+        """Return the network's input ``(n, 3, S, S)`` of stored images uint8 ``(n, R, R, 3)``."""
         setting, size = self._augment, self._preprocess.size
-        jittered = setting.brightness > 0 or setting.contrast > 0
+        pad = augmenting.padding(setting)
         if setting.crop == "resized":
-            whole = _send(self._pixels.index_select(0, here.order), self._device)
-            stored = whole.permute(0, 3, 1, 2).float()
-            images = augmenting.resized_crop(stored, target.views, size)
+            whole = stored.permute(0, 3, 1, 2).float()
+            images = augmenting.resized_crop(whole, plan.views, size)
         else:
-            crops = _send(augmenting.gather(self._pixels, *here[:2], size), self._device)
-            if not jittered:
+            padded = F.pad(stored, (0, 0, pad, pad, pad, pad)) if pad else stored
+            crops = augmenting.crop(padded, plan.views, size)
+            if not self._jittered:
                 return self._normalise(crops)
             images = crops.permute(0, 3, 1, 2).float()
-        if jittered:
-            pad = augmenting.padding(setting)
-            stored_edge = self._preprocess.resize
-            shown = augmenting.visible(target.views, stored_edge, pad, size) if pad else None
-            images = augmenting.jitter(images, target.colour, shown)
+        if self._jittered:
+            edge = stored.shape[1]
+            shown = augmenting.visible(plan.views, edge, pad, size) if pad else None
+            images = augmenting.jitter(images, plan.colour, shown)
         return self._normalise(images.permute(0, 2, 3, 1))
 
 
@@ -167,15 +164,18 @@ def labelled_batches(
 
     Images are normalised floats in channels_last on ``device`` (default: where the pixels are).
     """
-    target = _placed(torch.device(device if device is not None else images.pixels.device))
+    home = images.pixels.device
+    target = _placed(torch.device(device if device is not None else home))
     normalise = Normalise(preprocess, target)
-    size = preprocess.size
-    corner = (preprocess.resize - size) // 2
-    centre = slice(corner, corner + size)
+    read = reader(images.pixels, target)
+    corner = (preprocess.resize - preprocess.size) // 2
+    centre = slice(corner, corner + preprocess.size)
+    order = torch.arange(len(images), device=home)
     for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        crops = images.pixels[rows, centre, centre].contiguous()
-        yield normalise(_send(crops, target)), images.labels[rows].to(target)
+        stop = start + batch_size
+        stored = read(order[start:stop], order[stop : stop + batch_size])
+        crops = stored[:, centre, centre].contiguous()
+        yield normalise(crops), images.labels[start:stop].to(target)
 
 
 def evaluation_batches(

@@ -55,6 +55,19 @@ def _ranked(ctx: Context, selection: Selection, most: int | None) -> list[NDArra
     return ranked
 
 
+class _Pictures:
+    """The images of a set, brought into host memory one by one: few of them are chosen."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._pixels = images.pixels
+        self.shape = tuple(images.pixels.shape)
+
+    def __getitem__(self, row: int) -> NDArray[np.uint8]:
+        at = torch.tensor([row], device=self._pixels.device)
+        image: NDArray[np.uint8] = self._pixels.index_select(0, at)[0].cpu().numpy()
+        return image
+
+
 def store_exemplars(
     ctx: Context, selection: Selection, budget: Budget, paths: Sequence[Path] | None
 ) -> int:
@@ -65,8 +78,8 @@ def store_exemplars(
     Raises:
         BudgetError: not one exemplar per class fits.
     """
-    pixels = ctx.sets["new"].pixels.cpu().numpy()
-    side = int(pixels.shape[1])
+    pixels = _Pictures(ctx.sets["new"])
+    side = pixels.shape[1]
     codec = ctx.keeps.field(IMAGES).codec
     old = ctx.kept.read(COUNTS).tolist() if COUNTS in ctx.kept else []
     new = torch.bincount(ctx.sets["new"].labels.cpu() - len(old)).tolist()

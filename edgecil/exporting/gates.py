@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import ModelProto
 from torch import Tensor
 
@@ -84,7 +85,8 @@ def _probe(
     if test is not None:
         if not len(test):
             raise DataError("the test data holds no image")
-        return spread(as_array(test.pixels), _TESTS), "real"
+        rows = torch.from_numpy(spread(np.arange(len(test)), _TESTS)).to(test.pixels.device)
+        return as_array(test.pixels.index_select(0, rows)), "real"
     if isinstance(calibration, Path):
         files = spread(image_files(calibration), _PROBES)
         images = [fit_square(read_image(path, task.max_pixels), side) for path in files]

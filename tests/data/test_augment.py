@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.nn import functional as F
 
-from edgecil.data.augment import draw, gather, jitter, resized_crop, visible
+from edgecil.data.augment import crop, draw, jitter, resized_crop, visible
 from edgecil.data.images import ImageSet
 from edgecil.data.loader import Loader
 from edgecil.data.streams import streams
@@ -73,7 +73,7 @@ def test_visible_marks_exactly_the_padding() -> None:
     small = Preprocess(8, 10, RAW.mean, RAW.std)
     plan = draw(40, Augment(pad=4), small, SEEDED(0))
     padded = F.pad(white, (0, 0, 4, 4, 4, 4))
-    crops = gather(padded, plan.order, plan.views, 8)
+    crops = crop(padded[plan.order], plan.views, 8)
     shown = visible(plan.views, 10, 4, 8)
     assert torch.equal(shown[:, 0], (crops[..., 0] == 255).float())
     assert 0 < shown.mean() < 1

@@ -73,7 +73,7 @@ def colour(image: Image.Image, path: Path, **options: Any) -> list[int]:
     """The first pixel after a round through a file."""
     pixels = decode([save(path, image, **options)], 8).pixels
     assert pixels.shape == (1, 8, 8, 3)
-    assert pixels.dtype == np.uint8
+    assert pixels.dtype == torch.uint8
     return [int(v) for v in pixels[0, 0, 0]]
 
 
