@@ -1,4 +1,4 @@
-"""The command ``edgecil-device``: evaluate, predict, info and selftest of a bundle.
+"""The command ``edgecil-device``: its options, answers and exit codes.
 
 Results go to stdout, progress and hints to stderr; ``--json`` prints exactly one object. Exit
 codes: 0 ok, 1 expected failure, 2 usage, 3 over the memory limit, 4 verification failed,
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from edgecil_runtime import __version__
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, summary: str, loads: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(module="commands")
         sub.add_argument("bundle", metavar="BUNDLE", help="folder written by 'edgecil export'")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress, no hints")
@@ -81,7 +83,37 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="jpg, png, webp or bmp")
     command("info", "show what a bundle holds, after checking its hashes", loads=False)
     command("selftest", "predict the images that came with the bundle")
+    _add_updates(commands)
     return parser
+
+
+def _add_updates(commands: Any) -> None:
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(module="install_commands")
+        sub.add_argument(
+            "--root",
+            metavar="DIR",
+            help="holds the two slots (EDGECIL_DEVICE_ROOT, or edgecil-device here)",
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress, no hints")
+        return sub
+
+    install = command("install", "verify, write, self-test, then switch to a new version")
+    install.add_argument("source", metavar="BUNDLE|DELTA", help="a bundle's folder or a delta file")
+    install.add_argument(
+        "--trial", action="store_true", help="go back by itself unless 'commit' comes in time"
+    )
+    install.add_argument(
+        "--force", action="store_true", help="also an older version or another model"
+    )
+    install.add_argument(
+        "--memory-limit", type=_size, metavar="SIZE", help="of the self-test, such as 96MB"
+    )
+    command("status", "show what is installed, after checking it byte for byte")
+    command("commit", "confirm a version that is on trial")
+    command("rollback", "go back to the previous version")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -91,8 +123,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         options = build_parser().parse_args(words)
         prepare_device()
-        from edgecil_runtime import commands  # imports numpy
-
+        commands = import_module(f"edgecil_runtime.{options.module}")  # imports numpy
         run: Callable[[argparse.Namespace], Dict[str, Any]] = getattr(commands, options.command)
         show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")
         result = run(options)

@@ -22,16 +22,19 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, List, Mapping, NamedTuple, Tuple, Type
 
 import numpy as np
 
-from edgecil_runtime.bundle import MANIFEST, sha256
+from edgecil_runtime.bundle import MANIFEST
 from edgecil_runtime.errors import BundleError
+from edgecil_runtime.hashing import sha256
 from edgecil_runtime.images import PathLike
-from edgecil_runtime.manifest import MAX_FILE_BYTES, check_file_name
+from edgecil_runtime.manifest import check_file_name
+from edgecil_runtime.revision import Revision, manifest_sha256, whole_number
+from edgecil_runtime.strict_json import decode_json
 
 MAGIC = b"EDGEDELT"
 SCHEMA = 1
@@ -44,19 +47,6 @@ PREFIX_BYTES = len(MAGIC) + 4 + 32
 LITERAL, COPY, ADD_BYTES, ADD_WORDS = range(4)
 """Kinds of a step. ``offset`` counts in the old file, and is 0 for a literal."""
 STREAMS = (LITERAL, ADD_BYTES, ADD_WORDS)
-
-
-class Revision(NamedTuple):
-    """A bundle: its name and version, and the SHA-256 of its manifest, which fixes the rest."""
-
-    name: str
-    version: int
-    manifest_sha256: str
-
-    @property
-    def folder(self) -> str:
-        """Name of the bundle's folder."""
-        return f"{self.name}-v{self.version}"
 
 
 class Step(NamedTuple):
@@ -81,7 +71,7 @@ class Delta(NamedTuple):
     source: Revision
     target: Revision
     files: Mapping[str, Tuple[Step, ...]]
-    streams: Tuple[Stream, ...]
+    streams: Mapping[int, Stream]
     start: int
 
     @property
@@ -126,42 +116,30 @@ def read_delta(path: PathLike) -> Delta:
         text = unpacker.decompress(packed, MAX_HEADER_BYTES)
         if not unpacker.eof:
             raise ValueError("it is too long or incomplete")
-        delta = _delta(path, json.loads(text), PREFIX_BYTES + length)
-    except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        delta = _delta(path, decode_json(text), PREFIX_BYTES + length)
+    except (zlib.error, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{path}: the header cannot be read: {reason}") from None
-    if delta.start + sum(stream.bytes for stream in delta.streams) != end:
+    if delta.start + sum(stream.bytes for stream in delta.streams.values()) != end:
         raise BundleError(f"{path}: the streams do not end where the file ends")
     return delta
 
 
 def _delta(path: Path, header: Any, start: int) -> Delta:
-    if _number(header["schema"]) > SCHEMA:
+    if whole_number(header["schema"]) > SCHEMA:
         raise BundleError(
             f"{path}: has schema {header['schema']}, this runtime reads up to {SCHEMA}",
             hint="pip install --upgrade edgecil-runtime",
         )
-    source, target = (_revision(header[end]) for end in ("from", "to"))
+    source, target = (Revision.from_json(header[end]) for end in ("from", "to"))
     files = {check_file_name(name): _steps(flat) for name, flat in header["files"].items()}
     if MANIFEST not in files:
         raise ValueError(f"{MANIFEST} is missing")
-    streams = tuple(Stream(_codec(codec), _number(size)) for codec, size in header["streams"])
-    if len(streams) != len(STREAMS):
-        raise ValueError(f"{len(streams)} streams")
+    stored = [Stream(_codec(codec), whole_number(size)) for codec, size in header["streams"]]
+    if len(stored) != len(STREAMS):
+        raise ValueError(f"{len(stored)} streams")
+    streams = {kind: stored[i] for i, kind in enumerate(STREAMS)}
     return Delta(path, source, target, files, streams, start)
-
-
-def _revision(value: Any) -> Revision:
-    digest = value["manifest_sha256"]
-    if not isinstance(digest, str) or len(digest) != 64:
-        raise ValueError("a hash must have 64 digits")
-    return Revision(check_file_name(value["name"]), _number(value["version"]), digest)
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_FILE_BYTES:
-        raise ValueError(f"{value!r} is not a size")
-    return value
 
 
 def _codec(value: Any) -> str:
@@ -173,7 +151,7 @@ def _codec(value: Any) -> str:
 def _steps(flat: List[Any]) -> Tuple[Step, ...]:
     if len(flat) % 3:
         raise ValueError("steps are not triples")
-    numbers = [_number(value) for value in flat]
+    numbers = [whole_number(value) for value in flat]
     steps = tuple(Step(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
     for step in steps:
         if step.kind > ADD_WORDS or (step.kind == ADD_WORDS and step.length % 4):
@@ -187,7 +165,7 @@ def encode_header(delta: Delta) -> bytes:
         "schema": SCHEMA,
         "from": delta.source._asdict(),
         "to": delta.target._asdict(),
-        "streams": delta.streams,
+        "streams": [delta.streams[kind] for kind in STREAMS],
         "files": {n: [x for step in steps for x in step] for n, steps in delta.files.items()},
     }
     return zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
@@ -206,13 +184,15 @@ def apply_delta(delta: Delta, base: PathLike, target: PathLike) -> None:
     check_base(delta, base)
     with ExitStack() as stack:
         sources, start = {}, delta.start
-        for kind, stream in zip(STREAMS, delta.streams):
-            sources[kind] = stack.enter_context(closing(_Source(delta.path, start, stream)))
+        for kind, stream in delta.streams.items():
+            file = stack.enter_context(open(delta.path, "rb"))
+            file.seek(start)
+            sources[kind] = _Source(delta.path, file, stream)
             start += stream.bytes
         for name, steps in delta.files.items():
             with open(Path(target, name), "wb") as out:
                 _write_file(delta, Path(base, name), steps, sources, out)
-    if _manifest_sha256(target) != delta.target.manifest_sha256:
+    if manifest_sha256(target) != delta.target.manifest_sha256:
         raise BundleError(f"{delta.path}: does not give the manifest that it promises")
 
 
@@ -222,15 +202,11 @@ def check_base(delta: Delta, base: PathLike) -> None:
     Raises:
         BundleError: it is another one.
     """
-    if _manifest_sha256(base) != delta.source.manifest_sha256:
+    if manifest_sha256(base) != delta.source.manifest_sha256:
         raise BundleError(
             f"{delta.path}: made for another {delta.source.folder} than the one in {base}",
             hint="install the full bundle",
         )
-
-
-def _manifest_sha256(folder: PathLike) -> str:
-    return str(sha256(Path(folder, MANIFEST).read_bytes()).hexdigest())
 
 
 def _write_file(
@@ -264,17 +240,12 @@ def _combined(kind: int, before: bytes, change: bytes) -> bytes:
 class _Source:
     """One stream of a delta, decoded piece by piece."""
 
-    def __init__(self, path: Path, start: int, stream: Stream) -> None:
+    def __init__(self, path: Path, file: BinaryIO, stream: Stream) -> None:
         self._path = path
+        self._file = file
         self._left = stream.bytes
         self._ready = b""
         self._decoder, self._damage = _decoder(stream.codec, path)
-        self._file = open(path, "rb")
-        self._file.seek(start)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def read(self, count: int) -> bytes:
         """Return the next ``count`` bytes.
