@@ -14,15 +14,14 @@ import io
 import json
 import math
 import os
-import stat
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Dict, Mapping, NamedTuple
 
 import numpy as np
 
 from edgecil_runtime.container import sync_directory
 from edgecil_runtime.errors import BundleError, InputError
+from edgecil_runtime.hashing import sha256
 from edgecil_runtime.images import PathLike
 from edgecil_runtime.manifest import (
     MAX_MANIFEST_BYTES,
@@ -30,9 +29,14 @@ from edgecil_runtime.manifest import (
     Manifest,
     check_file_name,
     decode_manifest,
+    sealed,
 )
+from edgecil_runtime.model_file import check_model_file
+from edgecil_runtime.plain_files import Stamp, open_plain, read_plain_file, stamp_of
 
 if TYPE_CHECKING:
+    import zipfile
+
     from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
@@ -41,14 +45,18 @@ SELFTEST = "selftest.npz"
 REQUIRED = (MODEL, SELFTEST)
 
 _CHUNK = 1 << 20
+_MAX_SELFTEST_FILE_BYTES = 64_000_000
 _MAX_SELFTEST_BYTES = 64_000_000  # of one array, unpacked
+_MAX_ENTRIES = 16
+_SELFTEST_ARRAYS = {"images": "|u1", "scores": "<f4", "tolerance": "<f4"}
 
 
 class Bundle(NamedTuple):
-    """A bundle whose files have been verified."""
+    """A bundle whose files have been verified, and the state they were in then."""
 
     path: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp]
 
     @property
     def model_path(self) -> Path:
@@ -71,74 +79,82 @@ class SelfTest(NamedTuple):
 def open_bundle(path: PathLike) -> Bundle:
     """Return the bundle in the folder ``path`` after checking size and SHA-256 of every file.
 
+    Files that the manifest does not list are never opened. A link to the folder is followed
+    once, so that switching it to another bundle meanwhile does no harm.
+
     Raises:
         InputError: there is no such folder, or it is no bundle.
-        BundleError: the manifest is wrong, a file is missing, a link, or not as recorded.
+        BundleError: the manifest is wrong, a file is missing, a link, or not as recorded, or
+            the model holds more than a classifier needs (see :mod:`~.model_file`).
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such bundle folder")
+    if not os.path.isdir(path):
+        raise InputError(f"{os.fspath(path)}: no such bundle folder")
+    root = Path(os.path.realpath(path))
     if not os.path.lexists(root / MANIFEST):
         raise InputError(
             f"{root}: not a bundle: it holds no {MANIFEST}",
             hint="give the <name>-v<n> folder that 'edgecil export' wrote",
         )
-    size = _plain_file(root / MANIFEST)
-    if size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{root / MANIFEST}: {size} bytes, at most {MAX_MANIFEST_BYTES} allowed")
     try:
-        manifest = decode_manifest((root / MANIFEST).read_bytes())
+        manifest = decode_manifest(read_plain_file(root / MANIFEST, MAX_MANIFEST_BYTES))
     except BundleError as error:
-        raise BundleError(f"{root}: {error.message}", hint=error.hint) from None
+        shown = error.message if str(root) in error.message else f"{root}: {error.message}"
+        raise BundleError(shown, hint=error.hint) from None
     for name in REQUIRED:
         if name not in manifest.files:
             raise BundleError(f"{root}: manifest.json does not list {name}")
-    for name, entry in manifest.files.items():
-        _verify(root / name, entry)
-    return Bundle(root, manifest)
+    stamps = {name: _verify(root / name, entry) for name, entry in manifest.files.items()}
+    _check_model(root / MODEL, manifest)
+    return Bundle(root, manifest, stamps)
 
 
-def _plain_file(path: Path) -> int:
-    try:
-        status = path.lstat()
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
-    if stat.S_ISLNK(status.st_mode):
-        raise BundleError(f"{path}: is a symbolic link; a bundle holds plain files only")
-    if not stat.S_ISREG(status.st_mode):
-        raise BundleError(f"{path}: is not a plain file")
-    return status.st_size
+def check_unchanged(bundle: Bundle) -> None:
+    """Make sure that no file was replaced or written to since the bundle was verified.
+
+    onnxruntime opens the model by its name, after the check of its hash: call this once it has.
+
+    Raises:
+        BundleError: a file is another one now, or was written to.
+    """
+    for name, stamp in bundle.stamps.items():
+        with open_plain(bundle.path / name) as (_, status):
+            if stamp_of(status) != stamp:
+                raise BundleError(
+                    f"{bundle.path / name}: changed while it was being loaded",
+                    hint="write updates to a new folder; start again",
+                )
 
 
-def sha256(data: bytes = b"") -> Any:
-    """Return a SHA-256 object of hashlib's kind that has taken ``data``."""
-    # Python's own code first: hashlib would load OpenSSL, 4 MB of a small board's memory.
-    for name in ("_sha2", "_sha256", "hashlib"):  # from Python 3.12, until 3.11, elsewhere
-        try:
-            return import_module(name).sha256(data)
-        except (ImportError, AttributeError):
-            continue
-    raise BundleError("this Python has no SHA-256")
-
-
-def _verify(path: Path, entry: FileEntry) -> None:
-    size = _plain_file(path)
-    if size != entry.bytes:
-        raise BundleError(
-            f"{path}: expected {entry.bytes} bytes, got {size}", hint="copy the bundle again"
-        )
+def _verify(path: Path, entry: FileEntry) -> Stamp:
     digest = sha256()
-    try:
-        with open(path, "rb") as file:
-            for chunk in iter(lambda: file.read(_CHUNK), b""):
-                digest.update(chunk)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
-    if digest.hexdigest() != entry.sha256:
+    with open_plain(path) as (file, status):
+        if status.st_size != entry.bytes:
+            raise BundleError(
+                f"{path}: expected {entry.bytes} bytes, got {status.st_size}",
+                hint="copy the bundle again",
+            )
+        for chunk in iter(lambda: file.read(_CHUNK), b""):
+            digest.update(chunk)
+    _check_hash(path, entry, digest.hexdigest())
+    return stamp_of(status)
+
+
+def _check_hash(path: Path, entry: FileEntry, found: str) -> None:
+    if found != entry.sha256:
         raise BundleError(
-            f"{path}: SHA-256 does not match: expected {entry.sha256[:12]}..., "
-            f"got {digest.hexdigest()[:12]}...",
+            f"{path}: SHA-256 does not match: expected {entry.sha256[:12]}..., got {found[:12]}...",
             hint="the file was damaged or changed; copy the bundle again",
+        )
+
+
+def _check_model(path: Path, manifest: Manifest) -> None:
+    with open_plain(path) as (file, status):
+        found = check_model_file(file.fileno(), status.st_size, str(path))
+    needs = manifest.requires
+    if found.ir > needs.ir or found.opset > needs.opset:
+        raise BundleError(
+            f"{path}: asks for IR {found.ir} and opset {found.opset}, "
+            f"its manifest says IR {needs.ir} and opset {needs.opset}"
         )
 
 
@@ -165,7 +181,7 @@ def write_bundle(
         raise BundleError(f"a bundle needs {' and '.join(REQUIRED)}, got {sorted(files)}")
     entries = {n: FileEntry(sha256(b).hexdigest(), len(b)) for n, b in files.items()}
     listed = {name: entry._asdict() for name, entry in entries.items()}
-    whole = {**manifest, "files": listed}
+    whole = sealed({**manifest, "files": listed})
     checked = decode_manifest(json.dumps(whole).encode())
     text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
     target = Path(directory) / checked.directory_name
@@ -206,23 +222,24 @@ def encode_selftest(test: SelfTest) -> bytes:
 
 
 def read_selftest(bundle: Bundle) -> SelfTest:
-    """Return the self-test of a bundle.
+    """Return the self-test of a bundle, decoded from bytes whose hash was checked again.
 
     Raises:
         BundleError: the file is not an archive of the three arrays, or they do not fit the labels.
     """
-    import zipfile
-
     path = bundle.path / SELFTEST
+    data = read_plain_file(path, _MAX_SELFTEST_FILE_BYTES)
+    _check_hash(path, bundle.manifest.files[SELFTEST], sha256(data).hexdigest())
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: _array(archive, name) for name in ("images", "scores", "tolerance")}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: not a self-test: {' '.join(str(error).split())}") from None
+        arrays = _arrays(data)
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BundleError(f"{path}: not a self-test: {reason}") from None
     images, scores, tolerance = arrays["images"], arrays["scores"], arrays["tolerance"]
     count = images.shape[0] if images.ndim == 4 else 0
-    good = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
-    good = good and scores.dtype == np.float32 and np.isfinite(scores).all()
+    good = images.ndim == 4 and images.shape[3] == 3 and np.isfinite(scores).all()
     good = good and scores.shape == (count, len(bundle.manifest.labels)) and count > 0
     if not good or tolerance.shape != () or not 0 <= float(tolerance) < np.inf:
         shapes = {name: (str(a.dtype), a.shape) for name, a in arrays.items()}
@@ -230,16 +247,34 @@ def read_selftest(bundle: Bundle) -> SelfTest:
     return SelfTest(images, scores, float(tolerance))
 
 
-def _array(archive: Any, name: str) -> NDArray[Any]:
+def _arrays(data: bytes) -> Dict[str, NDArray[Any]]:
+    import zipfile
+
+    # Every entry of a zip's directory becomes an object of half a kilobyte.
+    if data.count(b"PK\x01\x02") > _MAX_ENTRIES:
+        raise ValueError("too many entries")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = sorted(archive.namelist())
+        if names != sorted(f"{name}.npy" for name in _SELFTEST_ARRAYS):
+            raise ValueError(f"expected {', '.join(_SELFTEST_ARRAYS)}, got {names}")
+        return {name: _array(archive, name) for name in _SELFTEST_ARRAYS}
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     # Both the zip directory and the array's header claim a size: believe neither unchecked.
-    info = archive.zip.getinfo(f"{name}.npy")
+    info = archive.getinfo(f"{name}.npy")
     if info.file_size > _MAX_SELFTEST_BYTES:
         raise ValueError(f"{name} unpacks to {info.file_size} bytes")
-    with archive.zip.open(info) as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"{name} has an unknown array format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if math.prod(shape) * dtype.itemsize > info.file_size:
+    with archive.open(info) as file:
+        content = file.read(_MAX_SELFTEST_BYTES + 1)
+    header = io.BytesIO(content)
+    if np.lib.format.read_magic(header) != (1, 0):
+        raise ValueError(f"{name} has an unknown array format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    wanted = np.dtype(_SELFTEST_ARRAYS[name])
+    if dtype != wanted or fortran:
+        raise ValueError(f"{name} is {dtype}, expected {wanted}")
+    size = math.prod(shape) * wanted.itemsize
+    if any(side < 0 for side in shape) or size != len(content) - header.tell():
         raise ValueError(f"{name} claims shape {shape}")
-    result: NDArray[Any] = archive[name]
-    return result
+    return np.frombuffer(content, wanted, offset=header.tell()).reshape(shape)

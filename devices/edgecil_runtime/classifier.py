@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, List, NamedTuple, Opt
 import numpy as np
 
 from edgecil_runtime import memory
-from edgecil_runtime.bundle import open_bundle, read_selftest
+from edgecil_runtime.bundle import check_unchanged, open_bundle, read_selftest
 from edgecil_runtime.errors import (
     BundleError,
     ImageError,
@@ -102,6 +102,7 @@ class Classifier:
             )
         except MemoryError as error:
             raise self._exceeded("loading the model", error) from None
+        check_unchanged(self._bundle)
         memory.trim()
         self._outputs = [self.manifest.output_name]
 

@@ -15,7 +15,11 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors format
+from edgecil_runtime.strict_json import decode_json
+
+# A header of this size names 100,000 arrays; the format allows 100 MB, which would take
+# gigabytes once decoded.
+MAX_HEADER_BYTES = 10_000_000
 _NAMES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
     "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
@@ -158,13 +162,6 @@ def _entry(name: str, value: Any, data_bytes: int) -> Tuple[Spec, int, int]:
     return spec, offsets[0], offsets[1]
 
 
-def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ContainerError("the header names an array twice")
-    return result
-
-
 def _parse(buffer: Any) -> Tuple[Dict[str, Any], Dict[str, str]]:
     total = len(buffer)
     if total < 8:
@@ -173,9 +170,9 @@ def _parse(buffer: Any) -> Tuple[Dict[str, Any], Dict[str, str]]:
     if length > min(MAX_HEADER_BYTES, total - 8):
         raise ContainerError(f"the header claims {length} bytes, the file has {total - 8}")
     try:
-        header = json.loads(bytes(buffer[8 : 8 + length]).decode(), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ContainerError(f"the header is not JSON: {error}") from None
+        header = decode_json(bytes(buffer[8 : 8 + length]))
+    except ValueError as error:
+        raise ContainerError(f"the header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise ContainerError("the header is not a JSON object")
     metadata = header.pop("__metadata__", {})

@@ -5,12 +5,20 @@ RuntimeFault
 ├── MemoryLimitError     the model does not fit the memory limit                 (exit 3)
 ├── ImageError           one input image cannot be read or is too large          (exit 1)
 ├── InputError           a path, array or option given by the caller is wrong    (exit 1)
+├── UpdateError          an install, rollback or commit that cannot be done now    (exit 1)
 └── RuntimeMissing       no onnxruntime is installed                             (exit 1)
 """
 
 from __future__ import annotations
 
 from typing import Optional
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with every character escaped that does not print, such as line ends."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RuntimeFault(Exception):
@@ -24,9 +32,11 @@ class RuntimeFault(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: Optional[str] = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # Names from files and words of onnxruntime end up in terminals and logs: one line, and
+        # no control characters that a terminal would obey.
+        self.message = printable(message)
+        self.hint = None if hint is None else printable(hint)
+        super().__init__(self.message)
 
 
 class BundleError(RuntimeFault):
@@ -59,3 +69,9 @@ class RuntimeMissing(RuntimeFault):
     """No onnxruntime distribution is installed, or it cannot be imported."""
 
     code = "runtime_missing"
+
+
+class UpdateError(RuntimeFault):
+    """An install, rollback or commit cannot be done now; what is installed is as it was."""
+
+    code = "update_refused"

@@ -11,24 +11,38 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from edgecil_runtime.errors import BundleError
+from edgecil_runtime.hashing import sha256
+from edgecil_runtime.json_fields import (
+    Fields,
+    boolean,
+    integer,
+    json_object,
+    list_items,
+    matching,
+    one_of,
+    optional,
+    printable_text,
+    wrong_value,
+)
+from edgecil_runtime.strict_json import decode_json
 
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 16_000_000
 MAX_LABELS = 100_000
-MAX_FILE_BYTES = 1 << 40
+MAX_FILES = 100
+MAX_FILE_BYTES = 1 << 31  # the bound of protobuf, and so of an ONNX file
+MAX_MEMORY_BYTES = 1 << 40
 MAX_SIDE = 16_384
+SEAL = "manifest_sha256"
 SCORE_KINDS = ("logit", "probability", "cosine", "corrected-logit")
 PRECISIONS = ("int8", "fp32")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}\Z")
 _VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){1,3}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-# Control characters reach terminals, line separators break tables, surrogates break UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_T = TypeVar("_T")
+_sha256_hex = matching(re.compile(r"[0-9a-f]{64}\Z"), "64 lower-case hex digits")
 
 
 class Label(NamedTuple):
@@ -82,13 +96,26 @@ class MemoryNeed:
 
 
 @dataclass(frozen=True)
+class Target:
+    """The device that a bundle was exported for: profile, threads, and its memory in bytes.
+
+    ``memory_bytes`` is the peak of the whole process that the profile allows.
+    """
+
+    name: str
+    threads: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that a bundle says about itself; see the field comments.
 
     ``name`` and ``version`` make the folder name ``<name>-v<version>``; ``parent`` is the
     version this one was learned from. ``labels`` are in the order of the scores. With
     ``fixed_input`` the graph takes uint8 ``(1, size, size, 3)`` and the caller resizes;
-    otherwise uint8 ``(1, H, W, 3)`` of any size. ``calibration`` and ``measured`` are free
+    otherwise uint8 ``(1, H, W, 3)`` of any size. ``target`` is None when the bundle was not
+    exported for a certain device. ``calibration`` and ``measured`` are free
     JSON objects for people to read.
     """
 
@@ -111,6 +138,7 @@ class Manifest:
     calibration: Mapping[str, Any]
     measured: Mapping[str, Any]
     files: Mapping[str, FileEntry]
+    target: Optional[Target] = None
     schema: int = SCHEMA
 
     @property
@@ -125,8 +153,8 @@ class Manifest:
         Raises:
             BundleError: a field is missing, of another type or out of bounds; it is named.
         """
-        top = _Fields(_object(data, "manifest"), "")
-        schema = top.get("schema", _integer(1, 1 << 31))
+        top = Fields(json_object(data, "manifest.json"), "manifest.json: ")
+        schema = top.get("schema", integer(1, 1 << 31))
         if schema > SCHEMA:
             raise BundleError(
                 f"the bundle has schema {schema}, this runtime reads up to {SCHEMA}",
@@ -134,36 +162,37 @@ class Manifest:
             )
         need = top.inner("memory")
         ports = top.inner("input")
-        ports.get("dtype", _one_of(("uint8",)))
-        ports.get("layout", _one_of(("NHWC",)))
+        ports.get("dtype", one_of(("uint8",)))
+        ports.get("layout", one_of(("NHWC",)))
         requires = top.inner("requires")
         return cls(
             name=top.get("name", _file_name),
-            version=top.get("version", _integer(0, 1 << 31)),
-            parent=top.get("parent", _optional(_integer(0, 1 << 31))),
-            created=top.get("created", _text(64)),
-            edgecil_version=top.get("edgecil_version", _text(64)),
-            method=top.get("method", _text(200)),
+            version=top.get("version", integer(0, 1 << 31)),
+            parent=top.get("parent", optional(integer(0, 1 << 31))),
+            created=top.get("created", printable_text(64)),
+            edgecil_version=top.get("edgecil_version", printable_text(64)),
+            method=top.get("method", printable_text(200)),
             labels=top.get("labels", _labels),
             preprocess=_preprocess(top.inner("preprocess")),
-            score_kind=top.get("score_kind", _one_of(SCORE_KINDS)),
-            precision=top.get("precision", _one_of(PRECISIONS)),
-            fixed_input=top.get("fixed_input", _boolean),
-            input_name=ports.get("name", _text(200)),
-            output_name=top.get("output", _text(200)),
-            max_pixels=top.get("max_pixels", _integer(1, 1 << 31)),
+            score_kind=top.get("score_kind", one_of(SCORE_KINDS)),
+            precision=top.get("precision", one_of(PRECISIONS)),
+            fixed_input=top.get("fixed_input", boolean),
+            input_name=ports.get("name", printable_text(200)),
+            output_name=top.get("output", printable_text(200)),
+            max_pixels=top.get("max_pixels", integer(1, 1 << 31)),
             requires=Requirements(
-                requires.get("onnxruntime", _matching(_VERSION, "a version such as 1.16")),
-                requires.get("opset", _integer(1, 1000)),
-                requires.get("ir", _integer(1, 1000)),
+                requires.get("onnxruntime", matching(_VERSION, "a version such as 1.16")),
+                requires.get("opset", integer(1, 1000)),
+                requires.get("ir", integer(1, 1000)),
             ),
             memory=MemoryNeed(
-                need.get("weights_bytes", _integer(0, MAX_FILE_BYTES)),
-                need.get("activation_bytes", _integer(0, MAX_FILE_BYTES)),
+                need.get("weights_bytes", integer(0, MAX_MEMORY_BYTES)),
+                need.get("activation_bytes", integer(0, MAX_MEMORY_BYTES)),
             ),
-            calibration=top.get("calibration", _object),
-            measured=top.get("measured", _object),
+            calibration=top.get("calibration", json_object),
+            measured=top.get("measured", json_object),
             files=top.get("files", _files),
+            target=_target(top) if top.data.get("target") is not None else None,
             schema=schema,
         )
 
@@ -174,6 +203,8 @@ class Manifest:
         data["files"] = {name: entry._asdict() for name, entry in self.files.items()}
         data["input"] = {"name": data.pop("input_name"), "dtype": "uint8", "layout": "NHWC"}
         data["output"] = data.pop("output_name")
+        if self.target is None:
+            del data["target"]
         return data
 
 
@@ -181,13 +212,36 @@ def decode_manifest(text: bytes) -> Manifest:
     """Return the manifest in the bytes of a ``manifest.json``.
 
     Raises:
-        BundleError: not JSON, a key twice, or a field that is wrong.
+        BundleError: not JSON, a key twice, a field that is wrong, or not as it was written.
     """
     try:
-        data = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # includes JSON and UTF-8 errors
-        raise BundleError(f"manifest.json is not valid JSON: {_one_line(error)}") from None
-    return Manifest.from_json(data)
+        data = decode_json(text)
+    except ValueError as error:
+        raise BundleError(f"manifest.json is not valid JSON: {error}") from None
+    manifest = Manifest.from_json(data)
+    seal = Fields(data, "manifest.json: ").get(SEAL, _sha256_hex)
+    if seal != manifest_digest(data):
+        raise BundleError(
+            f"manifest.json: {SEAL} does not match the rest of the file",
+            hint="the file was damaged or changed; copy the bundle again",
+        )
+    return manifest
+
+
+def manifest_digest(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256, as 64 hex digits, of what a manifest's JSON object says.
+
+    It covers every key but :data:`SEAL`, in an order and spelling of its own, and through the
+    hashes in ``files`` all of the bundle. A flipped bit in a label would be valid JSON.
+    """
+    content = {key: value for key, value in data.items() if key != SEAL}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return str(sha256(text.encode()).hexdigest())
+
+
+def sealed(data: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return a manifest's JSON object with its digest in :data:`SEAL`."""
+    return {**data, SEAL: manifest_digest(data)}
 
 
 def check_file_name(name: str) -> str:
@@ -199,113 +253,17 @@ def check_file_name(name: str) -> str:
     return _file_name(name, "file name")
 
 
-class _Fields:
-    """A JSON object whose fields are taken out through checks that know their place."""
-
-    def __init__(self, data: Mapping[str, Any], place: str) -> None:
-        self.data = data
-        self.place = place
-
-    def get(self, key: str, check: Callable[[Any, str], _T]) -> _T:
-        if key not in self.data:
-            raise BundleError(f"manifest.json: {self.place}{key} is missing")
-        return check(self.data[key], f"{self.place}{key}")
-
-    def inner(self, key: str) -> _Fields:
-        return _Fields(self.get(key, _object), f"{self.place}{key}.")
-
-
-def _wrong(place: str, expected: str, got: Any) -> BundleError:
-    text = repr(got) if isinstance(got, (str, int, float, type(None))) else type(got).__name__
-    short = text if len(text) <= 60 else text[:57] + "..."
-    return BundleError(f"manifest.json: {place}: expected {expected}, got {short}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("an object names a key twice")
-    return result
-
-
-def _object(value: Any, place: str) -> Dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong(place, "an object", value)
-    return value
-
-
-def _boolean(value: Any, place: str) -> bool:
-    if type(value) is not bool:
-        raise _wrong(place, "true or false", value)
-    return value
-
-
-def _integer(low: int, high: int) -> Callable[[Any, str], int]:
-    def check(value: Any, place: str) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise _wrong(place, f"a whole number in [{low}, {high}]", value)
-        return value
-
-    return check
-
-
-def _optional(check: Callable[[Any, str], _T]) -> Callable[[Any, str], Optional[_T]]:
-    return lambda value, place: None if value is None else check(value, place)
-
-
-def _text(longest: int) -> Callable[[Any, str], str]:
-    def check(value: Any, place: str) -> str:
-        good = isinstance(value, str) and 1 <= len(value) <= longest
-        if not good or _UNPRINTABLE.search(value):
-            raise _wrong(place, f"1 to {longest} printable characters", value)
-        return str(value)
-
-    return check
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> Callable[[Any, str], str]:
-    def check(value: Any, place: str) -> str:
-        if not isinstance(value, str) or not pattern.match(value):
-            raise _wrong(place, what, value)
-        return value
-
-    return check
-
-
-_file_name = _matching(_FILE_NAME, "letters, digits, '-', '_' and '.' without a folder")
-
-
-def _one_of(allowed: Tuple[str, ...]) -> Callable[[Any, str], str]:
-    def check(value: Any, place: str) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            raise _wrong(place, "one of " + ", ".join(allowed), value)
-        return value
-
-    return check
-
-
-def _items(value: Any, place: str, most: int) -> List[Any]:
-    if not isinstance(value, list) or not 1 <= len(value) <= most:
-        raise _wrong(place, f"a list of 1 to {most} items", value)
-    return value
+_file_name = matching(_FILE_NAME, "letters, digits, '-', '_' and '.' without a folder")
 
 
 def _labels(value: Any, place: str) -> Tuple[Label, ...]:
-    name, increment = _text(1000), _integer(1, 1 << 31)
+    name, increment = printable_text(1000), integer(1, 1 << 31)
     labels = []
-    for index, item in enumerate(_items(value, place, MAX_LABELS)):
-        fields = _Fields(_object(item, f"{place}[{index}]"), f"{place}[{index}].")
+    for index, item in enumerate(list_items(value, place, MAX_LABELS)):
+        fields = Fields(json_object(item, f"{place}[{index}]"), f"{place}[{index}].")
         labels.append(Label(fields.get("name", name), fields.get("increment", increment)))
     if len({label.name for label in labels}) != len(labels):
-        raise BundleError(f"manifest.json: {place}: a class name occurs twice")
+        raise BundleError(f"{place}: a class name occurs twice")
     return tuple(labels)
 
 
@@ -313,33 +271,44 @@ def _triple(positive: bool) -> Callable[[Any, str], Tuple[float, float, float]]:
     def check(value: Any, place: str) -> Tuple[float, float, float]:
         kind = "three positive numbers" if positive else "three numbers"
         if not isinstance(value, list) or len(value) != 3:
-            raise _wrong(place, kind, value)
+            raise wrong_value(place, kind, value)
         for number in value:
             bad = type(number) not in (int, float) or not -1e6 < number < 1e6
             if bad or not math.isfinite(number) or (positive and number <= 0):
-                raise _wrong(place, kind, number)
+                raise wrong_value(place, kind, number)
         return (float(value[0]), float(value[1]), float(value[2]))
 
     return check
 
 
-def _preprocess(fields: _Fields) -> Preprocessing:
-    resize = fields.get("resize", _integer(1, MAX_SIDE))
+def _preprocess(fields: Fields) -> Preprocessing:
+    resize = fields.get("resize", integer(1, MAX_SIDE))
     return Preprocessing(
-        fields.get("size", _integer(1, resize)),
+        fields.get("size", integer(1, resize)),
         resize,
         fields.get("mean", _triple(False)),
         fields.get("std", _triple(True)),
     )
 
 
+def _target(fields: Fields) -> Target:
+    inner = fields.inner("target")
+    return Target(
+        inner.get("name", _file_name),
+        inner.get("threads", integer(1, 1024)),
+        inner.get("memory_bytes", integer(1, MAX_MEMORY_BYTES)),
+    )
+
+
 def _files(value: Any, place: str) -> Dict[str, FileEntry]:
     entries = {}
-    for name, item in _object(value, place).items():
+    if len(json_object(value, place)) > MAX_FILES:
+        raise BundleError(f"{place}: more than {MAX_FILES} files")
+    for name, item in value.items():
         _file_name(name, place)
-        fields = _Fields(_object(item, f"{place}.{name}"), f"{place}.{name}.")
+        fields = Fields(json_object(item, f"{place}.{name}"), f"{place}.{name}.")
         entries[name] = FileEntry(
-            fields.get("sha256", _matching(_SHA256, "64 lower-case hex digits")),
-            fields.get("bytes", _integer(0, MAX_FILE_BYTES)),
+            fields.get("sha256", _sha256_hex),
+            fields.get("bytes", integer(0, MAX_FILE_BYTES)),
         )
     return entries

@@ -20,7 +20,7 @@ from edgecil_runtime.bundle import (
     write_bundle,
 )
 from edgecil_runtime.errors import BundleError, InputError, RuntimeFault
-from edgecil_runtime.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
+from edgecil_runtime.manifest import MAX_MANIFEST_BYTES, SEAL, Manifest, decode_manifest, sealed
 
 
 @pytest.fixture
@@ -30,9 +30,10 @@ def own(colour, tmp_path):
 
 
 def edit(bundle, change):
+    """Change the manifest as an attacker would: its digest is right again."""
     data = json.loads((bundle / MANIFEST).read_text())
     change(data)
-    (bundle / MANIFEST).write_text(json.dumps(data))
+    (bundle / MANIFEST).write_text(json.dumps(sealed(data)))
 
 
 def test_a_bundle_comes_back_as_written(own):
@@ -45,7 +46,8 @@ def test_a_bundle_comes_back_as_written(own):
     assert manifest.files[MODEL].bytes == bundle.model_path.stat().st_size
     again = Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
     assert again == manifest
-    assert json.loads((own / MANIFEST).read_text()) == json.loads(json.dumps(manifest.to_json()))
+    text = json.loads((own / MANIFEST).read_text())
+    assert text == sealed(json.loads(json.dumps(manifest.to_json())))
 
 
 def test_names_in_any_language_stay_readable(tmp_path, toy):
@@ -128,7 +130,7 @@ def test_a_required_file_must_be_declared(own):
     for name in (MODEL, SELFTEST):
         data = json.loads((own / MANIFEST).read_text())
         del data["files"][name]
-        (own / "copy.json").write_text(json.dumps(data))
+        (own / "copy.json").write_text(json.dumps(sealed(data)))
         other = shutil.copytree(own, own.parent / f"without_{name}")
         (other / "copy.json").rename(other / MANIFEST)
         with pytest.raises(BundleError, match=f"does not list {name}"):
@@ -187,6 +189,7 @@ def test_hostile_values_are_refused_in_one_line(own, keys, value):
 
 def test_every_missing_field_is_named(own):
     whole = json.loads((own / MANIFEST).read_text())
+    del whole[SEAL]  # checked last, and by decode_manifest alone
 
     def holes(data, place):
         for key, value in data.items():
@@ -318,6 +321,7 @@ def test_selftest_that_claims_more_than_it_holds(own, tmp_path):
             read_selftest(rewrite_selftest(own, buffer.getvalue()))
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("images.npy", bytes(70_000_000))
+        for name, data in {**parts, "images.npy": bytes(70_000_000)}.items():
+            archive.writestr(name, data)
     with pytest.raises(BundleError, match="unpacks to 70000000 bytes"):
         read_selftest(rewrite_selftest(own, bomb.getvalue()))
