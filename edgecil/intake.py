@@ -87,13 +87,16 @@ def choose_input(
     request: LearnRequest, folder: ImageFolder, preset_arch: str | None, say: Say
 ) -> tuple[Preprocess, str]:
     """Return how images enter a new network, and its architecture."""
-    size = request.image_size or _input_size(folder)
+    given = request.preprocess
+    size = given.size if given else request.image_size or _input_size(folder)
     arch = request.arch
     if arch == "auto" and preset_arch is not None:
         arch = preset_arch
     elif arch == "auto":
         arch, why = auto_arch(size)
         say(why)
+    if given is not None:
+        return given, arch
     like = IMAGENET if size >= 96 else CIFAR
     resize = round(size * like.resize / like.size)
     return Preprocess(size, resize, like.mean, like.std), arch

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from edgecil.errors import UsageError, WorkspaceError
-from edgecil.settings import Augment, Stream, Training
+from edgecil.settings import Augment, Preprocess, Stream, Training
 from edgecil.workspace import REQUEST, VersionManifest
 from edgecil_runtime.container import write_atomic
 
@@ -54,6 +54,8 @@ class LearnRequest:
     """Schedule and optimiser in full, instead of the method's or the preset's."""
     augment: Augment | None = None
     """Random changes of training images; None: by image size, or the preset's."""
+    preprocess: Preprocess | None = None
+    """How images enter a new network; None: by image size."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
@@ -157,7 +159,8 @@ class LearnRequest:
             values = data.pop("request")
             if values["class_order"] is not None:
                 values["class_order"] = tuple(values["class_order"])
-            for name, kind in (("training", Training), ("augment", Augment)):
+            kinds = {"training": Training, "augment": Augment, "preprocess": Preprocess}
+            for name, kind in kinds.items():
                 if values[name] is not None:
                     values[name] = kind.from_json(values[name])
             return cls(**values), data

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
 from edgecil.data import orders
-from edgecil.errors import UsageError
+from edgecil.errors import DataError, UsageError
 from edgecil.options import nearest
-from edgecil.settings import Augment, Optim, Schedule, Training
+from edgecil.settings import Augment, Optim, Preprocess, Schedule, Training
 
 SUFFIX = ".toml"
+_ORDER = re.compile(r"natural|icarl-theano|(inverse )?numpy \d+|python (\d+|run)")
+_SUBSET = re.compile(r"all|(sorted|devkit|choice) \d+")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper prints for a method, in % as printed there."""
+
+    table: str
+    final: float | None = None
+    average: float | None = None
+    """Mean over all increments, the first included."""
+    forgetting_of_base: float | None = None
+    omega: float | None = None
+    top5: float | None = None
+    """Of the last increment."""
+    accuracy: tuple[float, ...] = ()
+    """After each increment."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return what a table of a TOML file says; accuracies give the final and average ones."""
+        accuracy = tuple(values.get("accuracy", ()))
+        derived = (
+            {"final": accuracy[-1], "average": sum(accuracy) / len(accuracy)} if accuracy else {}
+        )
+        return cls(**{**derived, **values, "accuracy": accuracy})
 
 
 @dataclass(frozen=True)
@@ -33,12 +61,15 @@ class Protocol:
     order: str = "numpy 1993"
     classes: int | None = None
     subset: str = "all"
-    """Which classes of the data set take part: ``all``, ``sorted N`` (the first N names) or
-    ``choice N`` (numpy's ``choice`` with seed 1993 over the sorted names)."""
+    """Which classes of the data set take part: ``all``, ``sorted N`` (the first N names),
+    ``devkit N`` (ImageNet's first N in the order of its devkit) or ``choice N`` (LUCIR's draw)."""
     source: str = ""
     """The paper, and where it says so."""
     arch: str = "auto"
     image_size: int | None = None
+    preprocess: Preprocess | None = None
+    weights: str | None = None
+    """What the backbone starts from; None: random weights."""
     epochs: int | None = None
     preset: str | None = None
     """Preset that methods use where they have it, for options of their own."""
@@ -48,38 +79,35 @@ class Protocol:
     exemplars_per_class: int | None = None
     notes: tuple[str, ...] = ()
     """What the paper leaves open and what was chosen."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Results to compare with, by method as it is written for ``edgecil bench``."""
 
-    @classmethod
-    def from_toml(cls, name: str, text: str) -> Self:
-        """Return the protocol in the text of a TOML file.
-
-        Raises:
-            UsageError: not TOML, or a key that no protocol has.
-        """
-        try:
-            values = tomllib.loads(text)
-            known = [f.name for f in fields(cls) if f.name != "name"]
-            for key in values:
-                if key not in known:
-                    raise UsageError(f"{name}: unknown key {key!r}", hint=nearest(key, known))
-            made: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-            }
-            if "training" in made:
-                made["training"] = _training(made["training"])
-            if "augment" in made:
-                made["augment"] = Augment(**made["augment"])
-            return cls(name, **made)
-        except (tomllib.TOMLDecodeError, TypeError) as error:
-            raise UsageError(f"protocol {name} cannot be read: {error}") from None
+    def __post_init__(self) -> None:
+        if not _ORDER.fullmatch(self.order):
+            raise UsageError(
+                f"{self.name}: unknown class order {self.order!r}",
+                hint="natural, numpy 1993 or python run",
+            )
+        if not _SUBSET.fullmatch(self.subset):
+            raise UsageError(
+                f"{self.name}: unknown subset {self.subset!r}", hint="all, sorted 100 or choice 100"
+            )
+        if self.subset.startswith("devkit") and self.layout != "imagenet-devkit":
+            raise UsageError(f"{self.name}: {self.subset!r} needs the layout imagenet-devkit")
 
     def class_names(self, known: Sequence[str], seed: int) -> list[str]:
         """Return the classes of the data set that take part, in order of introduction.
 
         ``known`` are all its classes in the data set's own order.
+
+        Raises:
+            DataError: the data set has fewer classes than the protocol.
         """
         chosen = _subset(self.subset, known)
-        return [chosen[i] for i in _order(self.order, len(chosen), seed)][: self.classes]
+        ordered = [chosen[i] for i in _order(self.order, len(chosen), seed)]
+        if len(ordered) < (self.classes or 1):
+            raise DataError(f"{self.name} has {self.classes} classes, the data {len(ordered)}")
+        return ordered[: self.classes]
 
     def sizes(self, count: int) -> tuple[int, ...]:
         """Return how many classes each increment adds.
@@ -93,67 +121,135 @@ class Protocol:
         return self.split
 
 
-def _training(values: dict[str, Any]) -> Training:
-    """Return a training whose milestones are written as epochs."""
-    optim: dict[str, Any] = {
-        k: values.pop(k) for k in ("lr", "momentum", "weight_decay") if k in values
-    }
-    milestones, factor = values.pop("milestones", None), values.pop("factor", 0.1)
-    if milestones is not None:
-        fractions = tuple(m / values["epochs"] for m in milestones)
-        optim["schedule"] = Schedule("step", fractions, factor)
-    return Training(**values, optim=Optim(**optim))
-
-
 def _order(text: str, count: int, seed: int) -> list[int]:
-    kind, _, number = text.rpartition(" ") if " " in text else (text, "", "")
-    if text == "natural":
-        return orders.natural_order(count)
-    if text == "icarl-theano":
-        return orders.icarl_theano_order()
+    """Return the order that ``text`` names, over ``count`` classes."""
+    kind, _, number = text.rpartition(" ")
     if kind == "numpy":
         return orders.numpy_order(count, int(number))
     if kind == "inverse numpy":
         return orders.inverse(orders.numpy_order(count, int(number)))
     if kind == "python":
         return orders.random_order(count, seed if number == "run" else int(number))
-    raise UsageError(f"unknown class order {text!r}", hint="natural, numpy 1993 or python run")
+    if text == "natural":
+        return orders.natural_order(count)
+    fixed = orders.icarl_theano_order()
+    if count != len(fixed):
+        raise DataError(f"the order {text} is one of {len(fixed)} classes, the data has {count}")
+    return fixed
 
 
 def _subset(text: str, known: Sequence[str]) -> list[str]:
-    kind, _, number = text.partition(" ")
+    """Return the classes that ``text`` names, in the order that the class order permutes."""
     if text == "all":
         return list(known)
+    kind, _, number = text.partition(" ")
+    count = int(number)
+    if count > len(known):
+        raise DataError(f"the data has {len(known)} classes, {text!r} needs at least {count}")
+    if kind == "devkit":
+        return list(known[:count])
+    names = sorted(known)
     if kind == "sorted":
-        return sorted(known)[: int(number)]
-    if kind == "choice":
-        return [sorted(known)[i] for i in orders.chosen_classes(len(known), int(number))]
-    raise UsageError(f"unknown subset {text!r}", hint="all, sorted 100 or choice 100")
+        return names[:count]
+    return [names[i] for i in orders.chosen_classes(len(names), count)]
+
+
+def parse(name: str, text: str) -> dict[str, Protocol]:
+    """Return the protocols in the text of a TOML file, by name.
+
+    A file describes one, called ``name``; or several, called ``<name>-<split>``, of which each
+    table ``[splits.<split>]`` says what is its own.
+
+    Raises:
+        UsageError: not TOML, or a key that no protocol has.
+    """
+    try:
+        values = tomllib.loads(text)
+        splits = values.pop("splits", None)
+        if splits is None:
+            return {name: _made(name, values)}
+        return {
+            f"{name}-{split}": _made(
+                f"{name}-{split}",
+                {**values, **own, "summary": f"{values['summary']}: {own['split']}"},
+            )
+            for split, own in splits.items()
+        }
+    except (tomllib.TOMLDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"protocol {name} cannot be read: {error}") from None
+
+
+def _made(name: str, values: Mapping[str, Any]) -> Protocol:
+    known = [f.name for f in fields(Protocol) if f.name != "name"]
+    unknown = next((key for key in values if key not in known), None)
+    if unknown is not None:
+        raise UsageError(f"{name}: unknown key {unknown!r}", hint=nearest(unknown, known))
+    made = _frozen(values)
+    readers = {
+        "training": _training,
+        "augment": lambda part: Augment(**part),
+        "preprocess": lambda part: Preprocess(**part),
+        "published": lambda part: {m: Published.of(row) for m, row in part.items()},
+    }
+    made |= {key: read(made[key]) for key, read in readers.items() if key in made}
+    return Protocol(name, **made)
+
+
+def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a TOML table with tuples in place of lists."""
+    return {
+        key: tuple(v) if isinstance(v, list) else _frozen(v) if isinstance(v, dict) else v
+        for key, v in values.items()
+    }
+
+
+def _training(values: Mapping[str, Any]) -> Training:
+    """Return a training whose milestones are written as epochs."""
+    rest = dict(values)
+    optim = {k: rest.pop(k) for k in ("lr", "momentum", "weight_decay") if k in rest}
+    milestones, factor = rest.pop("milestones", None), rest.pop("factor", 0.1)
+    kind = rest.pop("schedule", "cosine")
+    if milestones is not None:
+        fractions = tuple(m / rest["epochs"] for m in milestones)
+        return Training(**rest, optim=Optim(**optim, schedule=Schedule("step", fractions, factor)))
+    return Training(**rest, optim=Optim(**optim, schedule=Schedule(kind)))
 
 
 def protocols() -> Mapping[str, Protocol]:
     """Return the protocols that come with edgecil, by name."""
     folder = resources.files("edgecil.bench") / "protocols"
     found = sorted((p for p in folder.iterdir() if p.name.endswith(SUFFIX)), key=lambda p: p.name)
-    names = [p.name.removesuffix(SUFFIX) for p in found]
-    return {
-        name: Protocol.from_toml(name, path.read_text(encoding="utf-8"))
-        for name, path in zip(names, found, strict=True)
-    }
+    made: dict[str, Protocol] = {}
+    for path in found:
+        made |= parse(path.name.removesuffix(SUFFIX), path.read_text(encoding="utf-8"))
+    return made
 
 
 def protocol(name: str) -> Protocol:
-    """Return a protocol by its name, or the one in a TOML file.
+    """Return a protocol by its name, or the one in a TOML file: ``mine.toml``.
+
+    Of a file with several ``mine.toml:b0-5`` is the one with that split.
 
     Raises:
         UsageError: there is none of that name, or the file cannot be read.
     """
-    if name.endswith(SUFFIX):
-        try:
-            return Protocol.from_toml(Path(name).stem, Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"{name}: {error.strerror}") from None
-    known = protocols()
+    stem, suffix, split = name.rpartition(SUFFIX)
+    if not suffix or (split and not split.startswith(":")):
+        return _named(name, protocols())
+    try:
+        found = parse(Path(stem).name, Path(stem + SUFFIX).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{stem}{SUFFIX}: {error.strerror}") from None
+    if len(found) == 1 and not split:
+        return next(iter(found.values()))
+    own = {key.removeprefix(f"{Path(stem).name}-"): made for key, made in found.items()}
+    if not split:
+        choices = ", ".join(f"{name}:{key}" for key in own)
+        raise UsageError(f"{name} holds {len(own)} protocols", hint=f"choose one: {choices}")
+    return _named(split[1:], own)
+
+
+def _named(name: str, known: Mapping[str, Protocol]) -> Protocol:
     if name not in known:
         raise UsageError(f"unknown protocol {name!r}", hint=nearest(name, list(known)))
     return known[name]

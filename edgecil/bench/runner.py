@@ -87,7 +87,8 @@ class Run:
             "augment": protocol.augment, "preset": preset,
         }  # fmt: skip
         if base:
-            settings |= {"arch": protocol.arch, "image_size": protocol.image_size}
+            start = ("arch", "image_size", "preprocess", "weights")
+            settings |= {name: getattr(protocol, name) for name in start}
         limits = ("exemplars_total", "exemplars_per_class", "memory_budget")
         if not any(self.settings.get(name) for name in limits):
             settings |= {name: getattr(protocol, name) for name in limits[:2]}

@@ -56,12 +56,14 @@ def random_order(count: int, seed: int) -> list[int]:
 
 
 def chosen_classes(count: int, size: int, seed: int = 1993) -> list[int]:
-    """Return ``numpy.random.seed(seed); numpy.random.choice(count, size, replace=False)``.
+    """Return ``numpy.random.seed(seed); numpy.random.choice(count, size, replace=False)``, sorted.
 
     Over the sorted folders of ImageNet: LUCIR's and Mnemonics' ImageNet-Subset of 100 classes.
+    Their code copies the drawn folders and reads the copy in order of name, so the order of the
+    draw is lost; the subset is shuffled as any other data set.
     """
     drawn = np.random.RandomState(seed).choice(count, size, replace=False)
-    return [int(c) for c in drawn]
+    return sorted(int(c) for c in drawn)
 
 
 def inverse(order: Sequence[int]) -> list[int]:

@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from edgecil.data.source import ImageFolder, scan
+from edgecil.bench.layouts.caltech import caltech101
+from edgecil.bench.layouts.cifar import cifar100
+from edgecil.bench.layouts.cub import cub200
+from edgecil.bench.layouts.folders import class_folders
+from edgecil.bench.layouts.imagenet import imagenet, imagenet_devkit
+from edgecil.bench.layouts.listing import Listing
+from edgecil.bench.layouts.resplit import resplit
+from edgecil.bench.layouts.tiny_imagenet import tiny_imagenet
 from edgecil.errors import DataError, UsageError
 from edgecil.options import nearest
 
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of a data set by class; ``classes`` is the data set's own order."""
-
-    classes: tuple[str, ...]
-    train: Mapping[str, Sequence[Path]]
-    test: Mapping[str, Sequence[Path]]
-
-
-def class_folders(root: Path) -> Listing:
-    """Return a listing of ``train/<class>/`` beside ``test/`` or ``val/``, in order of name.
-
-    Raises:
-        DataError: no such folders.
-    """
-    train = scan(root)
-    if train.test is None:
-        raise DataError(f"{root}: expected train/ and test/ (or val/), each with class folders")
-    return Listing(train.classes, _by_class(train), _by_class(train.test))
-
-
-def _by_class(folder: ImageFolder) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {name: [] for name in folder.classes}
-    for path, label in zip(folder.paths, folder.labels, strict=True):
-        found[folder.classes[label]].append(path)
-    return found
-
+__all__ = ["LAYOUTS", "Listing", "link", "read"]
 
 LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {
     "folders": class_folders,
-    "cifar100": class_folders,
+    "cifar100": cifar100,
+    "tiny-imagenet": tiny_imagenet,
+    "cub200": cub200,
+    "cub200-80-20": lambda root: resplit(cub200(root), 0.2),
+    "caltech101": caltech101,
+    "imagenet": imagenet,
+    "imagenet-devkit": imagenet_devkit,
 }
+"""The reader of every layout by name."""
 
 
 def read(layout: str, root: Path) -> Listing:

@@ -1,0 +1,30 @@
+"""Class folders: ``train/<class>/`` beside ``test/`` or ``val/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgecil.bench.layouts.listing import Listing, grouped, locate
+from edgecil.data.source import ImageFolder, scan
+
+
+def class_folders(root: Path) -> Listing:
+    """Return a listing of ``train/<class>/`` beside ``test/`` or ``val/``, in order of name.
+
+    Raises:
+        DataError: no such folders.
+    """
+    wanted = "train/ and test/ (or val/), each with class folders"
+    train = scan(locate(root, wanted, _is_split))
+    assert train.test is not None
+    return Listing(train.classes, _by_class(train), _by_class(train.test))
+
+
+def _is_split(folder: Path) -> bool:
+    beside = (folder / "test").is_dir() or (folder / "val").is_dir()
+    return (folder / "train").is_dir() and beside
+
+
+def _by_class(folder: ImageFolder) -> dict[str, list[Path]]:
+    labelled = zip(folder.labels, folder.paths, strict=True)
+    return grouped((folder.classes[label], path) for label, path in labelled)
