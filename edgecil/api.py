@@ -19,7 +19,7 @@ from edgecil.engine.compute import inference_compute
 from edgecil.engine.events import Listener, Stage, ignore
 from edgecil.errors import DataError, UsageError
 from edgecil.evaluation import Evaluation, evaluate_images, scores
-from edgecil.intake import scan_tests
+from edgecil.intake import load_images, scan_tests
 from edgecil.learning import LearnResult
 from edgecil.planning import LearnPlan
 from edgecil.prepare import load_version, prepare
@@ -116,7 +116,8 @@ def evaluate(
     Raises:
         DataError: the folder has classes that the version does not know (unless ignored).
     """
-    manifest, model = load_version(Workspace.find(workspace), version)
+    place = Workspace.find(workspace)
+    manifest, model = load_version(place, version)
     folder = scan_tests(data)
     known = {folded(name) for name in manifest.names}
     strange = [name for name in folder.classes if folded(name) not in known]
@@ -125,7 +126,8 @@ def evaluate(
             f"{folder.root} has classes that the model does not know: {', '.join(strange[:5])}",
             hint="leave them out with --ignore-unknown",
         )
-    images = load(align(folder, manifest.names), manifest.input, skip_bad=skip_bad).images
+    folder = align(folder, manifest.names)
+    images = load_images(folder, manifest.input, place.root, skip_bad=skip_bad).images
     compute = inference_compute(device)
     return evaluate_images(model, images, manifest.input, compute, manifest.names, manifest.groups)
 

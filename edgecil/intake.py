@@ -24,7 +24,7 @@ from edgecil.engine.events import Listener, Stage
 from edgecil.errors import DataError, UsageError
 from edgecil.nets.build import auto_arch
 from edgecil.request import LearnRequest
-from edgecil.settings import CIFAR, IMAGENET, Preprocess
+from edgecil.settings import CIFAR, IMAGENET, Preprocess, Stream
 from edgecil.units import format_bytes
 from edgecil.workspace import VersionManifest
 
@@ -113,27 +113,31 @@ def _input_size(folder: ImageFolder) -> int:
     return 32 if shorter <= 48 else 64 if shorter < 96 else 224
 
 
-def _load(
-    request: LearnRequest,
+def load_images(
     folder: ImageFolder,
     preprocess: Preprocess,
     disk: Path,
-    say: Say,
+    *,
+    stream: Stream = "auto",
+    skip_bad: bool = False,
+    say: Say = lambda text: None,
     on_progress: Progress | None = None,
 ) -> Loaded:
-    """Return the decoded images of a folder: in memory, or on the disk of the folder ``disk``."""
+    """Return the decoded images of a folder: in memory, or on the disk of the folder ``disk``.
+
+    Raises:
+        DataError: an image is damaged, or neither memory nor disk has room for all.
+    """
     needed = pixel_bytes(len(folder), preprocess.resize)
-    streamed = streams(needed, request.stream)
+    streamed = streams(needed, stream)
     if streamed:
         say(
             f"{len(folder):,} images take {format_bytes(needed)} decoded, "
             f"{format_bytes(free_host_bytes())} of memory are free: they are streamed from a "
             f"temporary file on the disk of {disk}"
         )
-    return load(
-        folder, preprocess, skip_bad=request.skip_bad, on_progress=on_progress,
-        disk=disk if streamed else None,
-    )  # fmt: skip
+    at = disk if streamed else None
+    return load(folder, preprocess, skip_bad=skip_bad, on_progress=on_progress, disk=at)
 
 
 def decode_new(
@@ -159,7 +163,10 @@ def decode_new(
         listener(Stage("decoding images", done, total))
 
     before = fingerprint(folder)
-    loaded = _load(request, folder, preprocess, disk, say, progress)
+    loaded = load_images(
+        folder, preprocess, disk, stream=request.stream, skip_bad=request.skip_bad, say=say,
+        on_progress=progress,
+    )  # fmt: skip
     if fingerprint(folder) != before:
         raise DataError(
             f"images in {folder.root} changed while they were decoded",
@@ -218,5 +225,9 @@ def decode_tests(
         raise DataError(f"no folder of test images at {request.test_data}")
     sets = [] if images.held_out is None else [images.held_out]
     folders = [align(scan_tests(path), names) for path in test_folders(request, images, parent)]
-    sets.extend(_load(request, f, preprocess, disk, say).images for f in folders)
+    for folder in folders:
+        loaded = load_images(
+            folder, preprocess, disk, stream=request.stream, skip_bad=request.skip_bad, say=say
+        )
+        sets.append(loaded.images)
     return concat(sets) if sets else None

@@ -38,6 +38,10 @@ class LearnPlan:
     image_size: int
     images: int
     kept_images: int
+    image_bytes: int
+    """Bytes of the decoded new images, wherever they are."""
+    images_on_disk: bool
+    """Whether they are streamed from a temporary file."""
     phases: tuple[Mapping[str, Any], ...]
     seconds: float
     """Estimated from a few steps timed on this machine."""
@@ -129,7 +133,8 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
     steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(
         job.recipe.name, job.images.names, job.task.classes.old, job.task.spec.arch,
-        job.preprocess.size, len(job.images.new), len(job.kept), tuple(rows),
+        job.preprocess.size, len(job.images.new), len(job.kept),
+        job.images.new.pixels.nbytes, job.images.new.on_disk, tuple(rows),
         rate * steps,
         {"bytes": kept.kept_bytes, "basis": "plan" if kept.exact else "bound",
          "fields": kept.fields()},

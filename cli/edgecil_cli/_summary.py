@@ -98,7 +98,8 @@ def show_plan(output: Output, plan: LearnPlan) -> None:
     new = count(len(plan.classes_new), "new class")
     output.print(f"plan: {new} beside {plan.classes_old} known, with {plan.method}")
     output.print()
-    images = count(plan.images, "new image")
+    where = "streamed from disk" if plan.images_on_disk else "in memory"
+    images = f"{count(plan.images, 'new image')}, {format_bytes(plan.image_bytes)} {where}"
     if plan.kept_images:
         images += f", {count(plan.kept_images, 'kept image')}"
     rows = [

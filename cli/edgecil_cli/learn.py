@@ -53,6 +53,14 @@ _ANY_TIME = {
 """Parameters that do not change what is learned."""
 
 
+class Stream(StrEnum):
+    """Where decoded images are read from: memory, or disk."""
+
+    auto = "auto"
+    yes = "yes"
+    no = "no"
+
+
 class Precision(StrEnum):
     """Arithmetic of the forward passes."""
 
@@ -122,6 +130,10 @@ def learn(
         str | None, value("Exemplars as raw, png, webp-lossless or jpeg.", "NAME", EXPERT)
     ] = None,
     skip_bad: Annotated[bool, flag("--skip-bad", "Leave damaged images out.", EXPERT)] = False,
+    stream: Annotated[
+        Stream | None,
+        value("Read decoded images from disk; auto: if memory is short.", "auto|yes|no", EXPERT),
+    ] = None,
     precision: Annotated[
         Precision | None,
         value("auto (by timing), float32 or bfloat16.", "NAME", EXPERT),
@@ -171,8 +183,9 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         settings["memory_budget"] = parse_bytes(given["memory_budget"])
     if given["options"]:
         settings["options"] = dict(_option(text) for text in given["options"])
-    if given["precision"] is not None:
-        settings["precision"] = given["precision"].value
+    for name in ("precision", "stream"):
+        if given[name] is not None:
+            settings[name] = given[name].value
     if given["skip_bad"]:
         settings["skip_bad"] = True
     if given["no_record_ranges"]:
