@@ -8,13 +8,18 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgecil.bench import layouts, results
 from edgecil.bench.runner import Run, execute
+from edgecil.engine.compute import pick_device, time_precision
 from edgecil.errors import EdgecilError, Interrupted
+from edgecil.nets.build import auto_arch, build
+from edgecil.nets.net import NetSpec
 from edgecil_runtime.container import write_atomic
 
 Say = Callable[[str], None]
@@ -55,6 +60,8 @@ def run_all(
     if jobs > 1:
         # Processes that share the cores with all their threads are many times slower.
         os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+    waiting = _settle_precision(waiting) if waiting else []
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), _listen_for_stop, max_tasks_per_child=1
     ) as pool:
@@ -70,6 +77,20 @@ def run_all(
             pool.shutdown(cancel_futures=True)
             raise Interrupted("stopped; what was learned is saved") from None
     return [Outcome(run, result_path(out, run), failed.get(run.key)) for run in runs]
+
+
+def _settle_precision(runs: list[Run]) -> list[Run]:
+    """Return the runs with one precision for all of them, timed before they disturb each other."""
+    first = runs[0]
+    if first.precision != "auto":
+        return runs
+    device = pick_device(first.device)
+    arch, size = first.protocol.arch, first.protocol.image_size or 32
+    if arch == "auto":
+        arch, _ = auto_arch(size)
+    net = build(NetSpec(arch), 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chosen = time_precision(net, torch.randn(32, 3, size, size, device=device), device)
+    return [replace(run, precision=chosen) for run in runs]
 
 
 def _listen_for_stop() -> None:

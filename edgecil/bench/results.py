@@ -35,9 +35,10 @@ def load(folder: Path) -> list[Result]:
     for path in sorted(folder.glob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            found.append(result | {"name": name(result)})
+            found.append(result | {"variant": str(Variant(result["method"], result["options"]))})
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a result of edgecil bench: {error}") from None
+    _name(found)
     oracles = {r["seed"]: r["accuracy"] for r in found if r["name"] == ORACLE}
     for result in found:
         if result["seed"] in oracles:
@@ -45,10 +46,15 @@ def load(folder: Path) -> list[Result]:
     return found
 
 
-def name(result: Result) -> str:
-    """Return what a result is called in tables: the method and what was set for it."""
-    settings = [f"{k.replace('_', '-')} {v}" for k, v in sorted(result["settings"].items())]
-    return ", ".join([str(Variant(result["method"], result["options"])), *settings])
+def _name(results: Sequence[Result]) -> None:
+    """Name every result by its method and by the settings that are not those of all."""
+    for result in results:
+        own = [
+            f"{key.replace('_', ' ')} {value}"
+            for key, value in sorted(result["settings"].items())
+            if any(r["settings"].get(key) != value for r in results)
+        ]
+        result["name"] = ", ".join([result["variant"], *own])
 
 
 @dataclass(frozen=True)
