@@ -46,10 +46,12 @@ def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "c
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
     """Return the heights moved as little as is needed to be at least ``gap`` apart."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
+
+    def centre(block: list[int]) -> float:
+        return sum(heights[i] for i in block) / len(block)
+
     blocks: list[list[int]] = []
-    centre = lambda block: sum(heights[i] for i in block) / len(block)  # noqa: E731
-    for index in order:
+    for index in sorted(range(len(heights)), key=heights.__getitem__):
         blocks.append([index])
         while len(blocks) > 1:
             low, high = blocks[-2], blocks[-1]
