@@ -55,8 +55,9 @@ def uneven(count: int, out: Path) -> None:
     write(out / f"uneven-{count}" / f"{RANK}.npz", outcome.model.net)
 
 
-def learned(root: Path, folders, out: Path, stop_at: int | None = None) -> None:
+def learned(root: Path, folders, out: Path, stop_at: int | None = None, **settings) -> None:
     """Learn two increments through the public API, stopping in the second when asked to."""
+    settings |= LEARN
     real = increment.train
 
     def train(*arguments, **settings):
@@ -66,13 +67,13 @@ def learned(root: Path, folders, out: Path, stop_at: int | None = None) -> None:
 
     increment.train = train
     try:
-        small_runs.learn(folders[0], root, method="icarl", **LEARN)
+        small_runs.learn(folders[0], root, method="icarl", **settings)
         if stop_at is None:
-            small_runs.learn(folders[1], root, **LEARN)
+            small_runs.learn(folders[1], root, **settings)
             return
         try:
             # One rank alone sees the stop: all must follow it.
-            small_runs.learn(folders[1], root, should_stop=lambda: RANK == 1, **LEARN)
+            small_runs.learn(folders[1], root, should_stop=lambda: RANK == 1, **settings)
         except Interrupted:
             (out / f"{RANK}.stopped").write_text("")
         api.learn(workspace=root, resume=True)
@@ -88,7 +89,8 @@ def main() -> None:
     for count in UNEVEN:
         uneven(count, out)
     learned(out / "whole" / ".edgecil", folders, out / "whole")
-    learned(out / "stopped" / ".edgecil", folders, out / "stopped", stop_at=3)
+    # Images from disk: the same batches on every rank, stopped or not.
+    learned(out / "stopped" / ".edgecil", folders, out / "stopped", stop_at=3, stream="yes")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -45,6 +46,7 @@ class PixelFile:
         self._folder = _existing(folder)
         try:
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
             if count:
                 # Taken at once, so that a full disk is noticed before hours of decoding.
                 os.posix_fallocate(self._file.fileno(), 0, count * self._row_bytes)
