@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from edgecil_runtime import __version__
 from edgecil_runtime._environment import prepare_device
-from edgecil_runtime.errors import InputError, RuntimeFault
+from edgecil_runtime.errors import InputError, RuntimeFault, printable
 from edgecil_runtime.memory import parse_size
 
 _DESCRIPTION = "Run, measure and check classifiers exported by edgecil on this device."
@@ -84,7 +84,18 @@ def build_parser() -> argparse.ArgumentParser:
     command("info", "show what a bundle holds, after checking its hashes", loads=False)
     command("selftest", "predict the images that came with the bundle")
     _add_updates(commands)
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    summary = "say whether this device can run bundles, and what to do if not"
+    doctor = commands.add_parser("doctor", help=summary, description=summary)
+    doctor.set_defaults(module="doctor")
+    doctor.add_argument(
+        "folder", metavar="DIR", nargs="?", default=".", help="where bundles will be installed"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_updates(commands: Any) -> None:
@@ -127,8 +138,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         run: Callable[[argparse.Namespace], Dict[str, Any]] = getattr(commands, options.command)
         show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")
         result = run(options)
-        _print(_answer(options.command, True, result=result) if as_json else show(result))
-        return 0
+        fit: bool = result.get("fit", True)  # what doctor found is its result, not its failure
+        _print(_answer(options.command, fit, result=result) if as_json else show(result))
+        return 0 if fit else 1
     except RuntimeFault as fault:
         return _fail(name, as_json, fault.exit_code, fault.code, fault.message, fault.hint)
     except _UsageError as error:
@@ -157,9 +169,10 @@ def _answer(command: str, ok: bool, **content: Any) -> str:
 
 
 def _print(text: str) -> None:
-    # A label may hold characters that the terminal's encoding lacks.
+    # A file's name may hold characters that a terminal obeys, a label such as its encoding lacks.
+    lines = "\n".join(printable(line) for line in text.split("\n"))
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    print(lines.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def _fail(

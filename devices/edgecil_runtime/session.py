@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, List, Tuple
 
+from edgecil_runtime.compatibility import load_advice, parse_version
 from edgecil_runtime.errors import BundleError, RuntimeMissing
 from edgecil_runtime.manifest import Manifest
 from edgecil_runtime.memory import Plan
@@ -32,16 +33,12 @@ def load_onnxruntime(minimum: str = "0") -> Any:
             raise RuntimeMissing("onnxruntime is not installed", hint=_INSTALL) from None
         reason = " ".join(str(error).split())
         raise RuntimeMissing(f"onnxruntime cannot be loaded: {reason}", hint=_INSTALL) from None
-    if _numbers(onnxruntime.__version__) < _numbers(minimum):
+    if parse_version(onnxruntime.__version__) < parse_version(minimum):
         raise RuntimeMissing(
             f"the model needs onnxruntime {minimum} or later, this is {onnxruntime.__version__}",
             hint=f"pip install 'onnxruntime>={minimum}'",
         )
     return onnxruntime
-
-
-def _numbers(version: str) -> Tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def providers() -> List[str]:
@@ -105,7 +102,8 @@ def create_session(path: Path, manifest: Manifest, plan: Plan, threads: int) -> 
         raise_if_memory(error)
         raise BundleError(
             f"{path}: onnxruntime {runtime.__version__} cannot load the model "
-            f"(opset {manifest.requires.opset}, IR {manifest.requires.ir}): {one_line(error)}"
+            f"(opset {manifest.requires.opset}, IR {manifest.requires.ir}): {one_line(error)}",
+            hint=load_advice(runtime.__version__, manifest.requires.ir, manifest.requires.opset),
         ) from None
     _check_ports(session, path, manifest)
     return session

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime  # noqa: E402
-from runtime.protobuf_bytes import model  # noqa: E402
+import onnxruntime
+from runtime.protobuf_bytes import model
 
 
 def loads(data: bytes) -> bool:

@@ -104,7 +104,7 @@ def test_a_model_that_changes_between_the_check_and_the_load(own, monkeypatch, w
         return real(*arguments, **options)
 
     monkeypatch.setattr(module, "create_session", meanwhile)
-    with pytest.raises(BundleError, match="changed while|symbolic link"):
+    with pytest.raises(BundleError, match=r"changed while|symbolic link"):
         Classifier(own)
 
 
