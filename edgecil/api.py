@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from edgecil import learning, planning
+from edgecil import foreign, learning, planning
 from edgecil.data.decode import decode, load
 from edgecil.data.images import ImageSet, concat
 from edgecil.data.source import align, folded
@@ -24,7 +24,7 @@ from edgecil.learning import LearnResult
 from edgecil.planning import LearnPlan
 from edgecil.prepare import load_version, prepare
 from edgecil.request import LearnRequest
-from edgecil.workspace import Workspace
+from edgecil.workspace import VersionManifest, Workspace
 
 if TYPE_CHECKING:
     from edgecil.exporting.report import ExportReport
@@ -53,6 +53,33 @@ def _request(new_data: PathLike, method: str | None, settings: dict[str, Any]) -
     if weights not in (None, "imagenet"):
         settings["weights"] = str(Path(weights).absolute())
     return LearnRequest(str(Path(new_data).absolute()), method, **settings)
+
+
+def init(
+    *,
+    weights: PathLike,
+    classes: PathLike,
+    arch: str,
+    preset: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    image_size: int | None = None,
+    resize: int | None = None,
+    head: foreign.HeadKind = "softmax",
+    workspace: PathLike | None = None,
+) -> VersionManifest:
+    """Return the manifest of version 1, made of a model that was trained elsewhere.
+
+    ``weights`` is a ``.safetensors``, ``.pt`` or ``.pth`` file, ``classes`` a file with the name
+    of every output. How images enter the model is a ``preset`` (``imagenet``, ``cifar``) or
+    ``mean`` and ``std`` of RGB in [0, 1] and ``image_size`` in pixels.
+
+    Raises:
+        EdgecilError: the files do not fit each other, or the workspace has a version already.
+    """
+    preprocess = foreign.preprocessing(preset, mean, std, image_size, resize)
+    place = Workspace.find(workspace)
+    return foreign.init(place, Path(weights), Path(classes), arch, preprocess, head)
 
 
 def learn(

@@ -19,14 +19,14 @@ from edgecil.errors import AdoptError, UsageError
 from edgecil.intake import Images, choose_input, decode_new, scan_new
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
-from edgecil.memory.fields import IMAGES
+from edgecil.memory.fields import IMAGES, Field
 from edgecil.method import Classes, Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
 from edgecil.options import nearest
 from edgecil.request import LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
-from edgecil.workspace import VersionManifest, Workspace
+from edgecil.workspace import FOREIGN, VersionManifest, Workspace
 
 ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"
 
@@ -73,8 +73,14 @@ def load_version(workspace: Workspace, version: int | None = None) -> tuple[Vers
         WorkspaceError: there is no such version, or it is damaged.
     """
     manifest = workspace.manifest(version)
-    recipe = recipe_of(manifest.method, manifest.options, manifest.kept["codec"])
-    return manifest, load(workspace, manifest, recipe.fields)
+    return manifest, load(workspace, manifest, fields_of(manifest))
+
+
+def fields_of(manifest: VersionManifest) -> tuple[Field, ...]:
+    """Return the declaration of what a version keeps."""
+    if manifest.method == FOREIGN:
+        return ()
+    return recipe_of(manifest.method, manifest.options, manifest.kept["codec"]).fields
 
 
 def _preset(method: str, name: str | None) -> Preset | None:
@@ -86,19 +92,34 @@ def _preset(method: str, name: str | None) -> Preset | None:
     return known[name]
 
 
-def _adopt(recipe: Recipe, parent: VersionManifest, model: Model) -> None:
-    """Refuse a method that cannot continue from ``parent``."""
-    origin = Origin(parent.method, parent.head_kind, parent.rule["kind"], model.kept.names)
+def _refusal(recipe: Recipe, parent: VersionManifest, model: Model) -> str | None:
+    """Return why a method cannot continue from ``parent``, or None when it can."""
+    method = None if parent.method == FOREIGN else parent.method
+    present = tuple(model.kept.field(name) for name in model.kept.names)
+    origin = Origin(method, parent.head_kind, parent.rule["kind"], present)
     reason = recipe.adopt(origin)
-    if reason is None and recipe.selection and IMAGES not in origin.kept_fields:
-        reason = "it replays exemplars, and none are kept of the old classes"
-    if reason is None and recipe.selection and recipe.selection.everything:
-        reason = None if model.kept.field(IMAGES).codec == "reference" else ONLY_COPIES
+    if reason is not None or recipe.selection is None:
+        return reason
+    if IMAGES not in origin.kept_fields:
+        return "it replays exemplars, and none are kept of the old classes"
+    if recipe.selection.everything and model.kept.field(IMAGES).codec != "reference":
+        return ONLY_COPIES
+    return None
+
+
+def _adopt(recipe: Recipe, parent: VersionManifest, model: Model) -> None:
+    """Refuse a method that cannot continue from ``parent``, naming those that can."""
+    reason = _refusal(recipe, parent, model)
     if reason is not None:
+        able = [
+            name
+            for name, info in registry.methods().items()
+            if info.kind == "method" and _refusal(registry.build(name), parent, model) is None
+        ]
         raise AdoptError(
             f"{recipe.name} cannot continue from version {parent.version} "
             f"({parent.method}): {reason}",
-            hint=f"edgecil learn --method {parent.method}, or start a new workspace",
+            hint=f"these can: {', '.join(able)}; or start a new workspace",
         )
 
 

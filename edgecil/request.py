@@ -11,10 +11,12 @@ from typing import Any, Literal, Self, get_args
 
 from edgecil.errors import UsageError, WorkspaceError
 from edgecil.settings import Augment, Preprocess, Stream, Training
-from edgecil.workspace import REQUEST, VersionManifest
+from edgecil.workspace import FOREIGN, REQUEST, VersionManifest
 from edgecil_runtime.container import write_atomic
 
 DEFAULT_METHOD = "lwm"
+AFTER_FOREIGN = {"sigmoid": DEFAULT_METHOD, "softmax": "lwf"}
+"""The default method on a model trained elsewhere, by what its outputs mean."""
 DEFAULT_CODEC = "webp-lossless"
 DEFAULT_PER_CLASS = 20
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -107,7 +109,7 @@ class LearnRequest:
             limits = parent.kept["budget"]
         return self._with(
             limits,
-            method=self.method or parent.method,
+            method=self.method or _method_after(parent),
             preset=parent.training["preset"] if keeps else self.preset,
             options=options,
             codec=self.codec or parent.kept["codec"],
@@ -166,3 +168,7 @@ class LearnRequest:
             return cls(**values), data
         except (ValueError, KeyError, TypeError) as error:
             raise WorkspaceError(f"{path} is damaged: {error}", hint="use --discard") from None
+
+
+def _method_after(parent: VersionManifest) -> str:
+    return AFTER_FOREIGN[parent.head_kind] if parent.method == FOREIGN else parent.method

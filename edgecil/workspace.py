@@ -34,6 +34,8 @@ SCHEMA = 1
 WEIGHTS, MEMORY, MANIFEST = "weights.safetensors", "memory.safetensors", "manifest.json"
 REQUEST = "request.json"
 """What an interrupted run was asked for, and the number that its version will have."""
+FOREIGN = "foreign"
+"""The method of a version that ``init`` made: it was trained elsewhere, nobody knows how."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,11 @@ class Workspace:
         """Folder of an interrupted run."""
         return self.root / "run"
 
+    @property
+    def waits(self) -> bool:
+        """True when an interrupted run waits to be resumed or discarded."""
+        return (self.run / REQUEST).exists()
+
     def exists(self) -> bool:
         """Return whether there is a current version."""
         return (self.root / "current").is_file()
@@ -227,7 +234,7 @@ class Workspace:
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.root.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        if not (self.run / REQUEST).exists():
+        if not self.waits:
             self.discard_run()
         try:
             number = json.loads((self.run / REQUEST).read_text(encoding="utf-8"))["version"]
@@ -286,9 +293,10 @@ class Workspace:
             if not self.exists() or self.current() != manifest.version:
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.rmtree(target, ignore_errors=True)
+                again = "edgecil learn --resume" if self.waits else "run the same again"
                 raise WorkspaceError(
                     f"version {manifest.version} could not be written: {error.strerror}",
-                    hint="free some space, then edgecil learn --resume",
+                    hint=f"free some space, then {again}",
                 ) from None
         self._finish(manifest.version)
 
@@ -324,7 +332,7 @@ class Workspace:
         Raises:
             UnfinishedRun: with the command that resumes it.
         """
-        if (self.run / REQUEST).exists():
+        if self.waits:
             raise UnfinishedRun(
                 f"an interrupted run waits in {self.run}",
                 hint="edgecil learn --resume, or --discard to start over",

@@ -12,7 +12,18 @@ import typer
 
 import edgecil
 from edgecil.errors import Interrupted
-from edgecil_cli import _stop, bench, evaluate, export, learn, memory, methods, showcase, versions
+from edgecil_cli import (
+    _stop,
+    bench,
+    evaluate,
+    export,
+    init,
+    learn,
+    memory,
+    methods,
+    showcase,
+    versions,
+)
 from edgecil_cli._errors import describe
 from edgecil_cli._output import Output
 

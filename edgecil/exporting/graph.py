@@ -48,6 +48,9 @@ class Core(nn.Module):
 def core_module(net: Net, rule: Rule) -> Core:
     """Return a float32 copy of net and rule on the CPU, in eval mode."""
     core = Core(copy.deepcopy(net), copy.deepcopy(rule)).cpu().float().eval()
+    # The exporter writes other nodes for hard swish on channels-last weights, and names of
+    # ranges that were recorded while learning must be those of every later export.
+    core = core.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return core.requires_grad_(False)
 
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgecil.errors import UsageError, WorkspaceError
-from edgecil.nets.heads import CosineHead, LinearHead
+from edgecil.nets.folding import folded
+from edgecil.nets.heads import CosineHead, HiddenHead, LinearHead
+from edgecil.nets.mobile import TRUNKS, mobile_net
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.resnet import RESNETS, ResNet
 from edgecil.nets.taps import freeze
@@ -25,7 +27,7 @@ SMALL, MEDIUM = 48, 96
 
 def architectures() -> tuple[str, ...]:
     """Return the names of all networks, for ``--arch``."""
-    return tuple(RESNETS)
+    return (*RESNETS, *TRUNKS)
 
 
 def check_arch(name: str) -> None:
@@ -34,8 +36,8 @@ def check_arch(name: str) -> None:
     Raises:
         UsageError: the name is unknown; the nearest ones are offered.
     """
-    if name not in RESNETS:
-        close = difflib.get_close_matches(name, RESNETS, n=3, cutoff=0.5) or ["resnet32"]
+    if name not in architectures():
+        close = difflib.get_close_matches(name, architectures(), n=3, cutoff=0.5) or ["resnet32"]
         raise UsageError(f"unknown architecture {name!r}", hint=f"did you mean {', '.join(close)}?")
 
 
@@ -56,11 +58,16 @@ def build(spec: NetSpec, classes: int) -> Net:
     Raises:
         UsageError: the architecture or head is unknown, or the fixed width is too small.
     """
+        DependencyMissing: it is one of torchvision's, and torchvision cannot be imported.
     check_arch(spec.arch)
     if spec.head not in HEADS:
         raise UsageError(f"unknown head {spec.head!r}", hint=f"use {' or '.join(HEADS)}")
-    backbone = ResNet(RESNETS[spec.arch])
-    return Net(spec, backbone, HEADS[spec.head](backbone.feature_dim, classes, spec.width))
+    if spec.arch in RESNETS:
+        trunk = ResNet(RESNETS[spec.arch])
+        return Net(spec, trunk, HEADS[spec.head](trunk.feature_dim, classes, spec.width))
+    backbone, hidden, outputs = mobile_net(spec.arch)
+    rows = HEADS[spec.head](outputs, classes, spec.width)
+    return Net(spec, backbone, rows if hidden is None else HiddenHead(hidden, rows))
 
 
 def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
@@ -87,7 +94,7 @@ def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
 def multiply_adds(net: Net, size: int) -> int:
     """Return the multiply-adds of convolutions and head for one image of ``size`` pixels."""
     trial = freeze(net).cpu().float()
-    total = int(trial.head.weight.numel())  # type: ignore[operator]
+    total = sum(p.numel() for p in trial.head.parameters() if p.ndim == 2)
 
     def count(module: nn.Module, args: Any, output: Tensor) -> None:
         nonlocal total

@@ -128,3 +128,37 @@ class CosineHead(GrowingHead):
             length = features.norm(dim=1, keepdim=True).clamp_min(EPSILON)
             gradient: Tensor = self.eta / length * (rows - along * unit)
             return gradient
+
+
+class HiddenHead(nn.Module):
+    """A hidden layer and the rows of another head on its outputs (MobileNetV3).
+
+    The hidden layer belongs to the head, so that features stay what is pooled from the last
+    map, for every network. A logit's derivative then depends on the image by the hidden
+    layer's activation: there is no ``logit_gradient``.
+    """
+
+    def __init__(self, hidden: nn.Module, rows: GrowingHead) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.rows = rows
+
+    @property
+    def classes(self) -> int:
+        """Units in use."""
+        return self.rows.classes
+
+    @property
+    def width(self) -> int:
+        """Units that exist."""
+        return self.rows.width
+
+    def grow(self, count: int) -> None:
+        """Take ``count`` more classes into use; the hidden layer and all rows stay."""
+        self.rows.grow(count)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(N, width)`` of features ``(N, D)``."""
+        with full_precision(features):
+            logits: Tensor = self.rows(self.hidden(features.to(self.rows.weight.dtype)))
+            return logits

@@ -1,7 +1,8 @@
-"""Backbone weights that were trained elsewhere: torchvision's, or those of a file."""
+"""Weights that were trained elsewhere: torchvision's, or those of a file."""
 
 from __future__ import annotations
 
+import difflib
 import pickle
 import re
 from collections.abc import Mapping
@@ -10,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgecil.errors import DataError, DependencyMissing, UsageError
-from edgecil.nets.build import architectures, fill, mismatches, shapes
+from edgecil.nets.build import architectures, fill, mismatches, net_arrays, shapes
+from edgecil.nets.mobile import TRUNKS
 from edgecil.nets.net import Net, NetSpec
+from edgecil.nets.packages import torchvision_models
 from edgecil_runtime import container
 
+Shape = tuple[int, ...]
 IMAGENET = "imagenet"
-_IMAGENET_NETS = ("resnet18", "resnet34")
+_IMAGENET_NETS = ("resnet18", "resnet34", "resnet50", *TRUNKS)
 _WRAPPERS = re.compile(r"^(net/|module\.|_orig_mod\.|model\.|backbone\.)+")
-_NOT_BACKBONE = re.compile(r"^(fc|classifier|heads?|linear|last_linear)\.|^rule/|^ranges$")
+_HEAD = re.compile(r"^(?:fc|classifier|heads?|linear|last_linear)\.(?P<rest>.*)$")
+_OTHER = re.compile(r"^rule/|^ranges$|num_batches_tracked$")
+"""What our own version files hold beside a network, and counters that act on nothing."""
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _STATE_DICT_HINT = "save tensors only: torch.save(model.state_dict(), 'weights.pt')"
 
@@ -42,10 +48,56 @@ def load_backbone(net: Net, weights: str | Path) -> str:
     else:
         source, values = str(weights), _read(Path(weights))
     mapped, left_out = _backbone_part(values)
-    _check(net, mapped, source)
+    _check(net.backbone, net.spec.arch, mapped, source)
     fill(net.backbone, mapped)
     rest = f"; not taken: {', '.join(left_out[:4])}" if left_out else ""
     return f"backbone {net.spec.arch} starts from {source} ({len(mapped)} arrays{rest})"
+
+
+def load_classifier(net: Net, path: Path, labels: str) -> str:
+    """Load backbone and head of a whole classifier into ``net`` and return what was loaded.
+
+    Files and names as for :func:`load_backbone`; ``labels`` says where the classes come from.
+    ``net`` is untouched when anything is missing, left over or of another shape.
+
+    Raises:
+        UsageError: it is another network, or one of another number of classes.
+        DataError: the file cannot be read, or is a pickle that asks for more than tensors.
+    """
+    mapped: dict[str, Tensor] = {}
+    for name, value in _read(path).items():
+        short = _WRAPPERS.sub("", name)
+        if not _OTHER.search(short):
+            own = _own_name(net, short)
+            if own in mapped:  # of two layers that could be the last, it is the later one
+                mapped[name] = mapped.pop(own)
+            mapped[own] = value
+    _check_classes(net, mapped, path, labels)
+    _check(net, net.spec.arch, mapped, str(path))
+    fill(net, mapped)
+    return f"{net.spec.arch} with {net.classes} classes from {path} ({len(mapped)} arrays)"
+
+
+def _own_name(net: Net, name: str) -> str:
+    """Return the name in ``net`` of what torchvision calls ``name``."""
+    head = _HEAD.match(name)
+    if head is None:
+        return f"backbone.{name}"
+    number, _, part = head["rest"].rpartition(".")
+    hidden = getattr(net.head, "hidden", None)
+    if hidden is None:
+        return f"head.{part}"
+    # torchvision's classifier is a Sequential: its last layer has the classes.
+    known = dict(hidden.named_children())
+    return f"head.hidden.{number}.{part}" if number in known else f"head.rows.{part}"
+
+
+def _check_classes(net: Net, mapped: Mapping[str, Tensor], path: Path, labels: str) -> None:
+    # The last parameter of the head is its bias: one number per class.
+    (bias, wanted) = list(net.head.named_parameters())[-1]
+    found = mapped.get(f"head.{bias}")
+    if found is not None and found.shape != wanted.shape:
+        raise UsageError(f"{path} has {len(found)} classes, {labels} names {len(wanted)}")
 
 
 def _backbone_part(values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -53,28 +105,51 @@ def _backbone_part(values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
     mapped, left_out = {}, []
     for name, value in values.items():
         short = _WRAPPERS.sub("", name)
-        if _NOT_BACKBONE.match(short):
-            left_out.append(name)
-        elif not short.endswith("num_batches_tracked"):
+        if _HEAD.match(short) or _OTHER.search(short):
+            left_out += [] if short.endswith("num_batches_tracked") else [name]
+        else:
             mapped[short] = value
     return mapped, left_out
 
 
-def _check(net: Net, mapped: Mapping[str, Tensor], source: str) -> None:
+def _check(module: nn.Module, arch: str, mapped: Mapping[str, Tensor], source: str) -> None:
     found = {name: tuple(value.shape) for name, value in mapped.items()}
-    problems = mismatches(net.backbone, found)
+    problems = mismatches(module, found)
     if problems:
-        fitting = [arch for arch in architectures() if _backbone_shapes(arch) == found]
         raise UsageError(
-            f"{source} does not fit {net.spec.arch}; " + "; ".join(problems),
-            hint=f"it fits --arch {' or '.join(fitting)}" if fitting else None,
+            f"{source} does not fit {arch}; " + "; ".join([*problems, *_nearest(module, found)]),
+            hint=_fitting(found),
         )
     broken = [n for n, v in mapped.items() if not v.is_floating_point() or not v.isfinite().all()]
     if broken:
         raise DataError(f"{source} has arrays that are not finite floats: {', '.join(broken[:5])}")
 
 
-def _backbone_shapes(arch: str) -> dict[str, tuple[int, ...]]:
+def _nearest(module: nn.Module, found: Mapping[str, Shape], limit: int = 3) -> list[str]:
+    """Return which left-over arrays look like missing ones: the same shape, nearest name."""
+    wanted = {name: tuple(value.shape) for name, value in net_arrays(module).items()}
+    left = [name for name in found if name not in wanted]
+    pairs = []
+    for name in [n for n in wanted if n not in found][:limit]:
+        alike = [other for other in left if found[other] == wanted[name]]
+        pairs += [
+            f"{other} for {name}?" for other in difflib.get_close_matches(name, alike, 1, 0.3)
+        ]
+    return [f"nearest: {' '.join(pairs)}"] if pairs else []
+
+
+def _fitting(found: Mapping[str, Shape]) -> str | None:
+    """Return the hint that names the networks whose backbone has these arrays."""
+    trunk = {
+        name.removeprefix("backbone."): shape
+        for name, shape in found.items()
+        if not name.startswith("head.")
+    }
+    fitting = [arch for arch in architectures() if _backbone_shapes(arch) == trunk]
+    return f"it fits --arch {' or '.join(fitting)}" if fitting else None
+
+
+def _backbone_shapes(arch: str) -> dict[str, Shape]:
     trees = shapes(NetSpec(arch), 1)
     every = {**trees["backbone"], **trees["batchnorm"]}
     return {name.removeprefix("backbone."): shape for name, shape in every.items()}
@@ -88,18 +163,7 @@ def _torchvision(arch: str) -> Mapping[str, Tensor]:
             f"there are no ImageNet weights for {arch}",
             hint=f"use --arch {' or '.join(_IMAGENET_NETS)}, or --weights FILE",
         )
-    try:
-        from torchvision.models import get_model_weights
-    except (ImportError, RuntimeError, OSError) as error:
-        if "torchvision::" in str(error) or "undefined symbol" in str(error):
-            reason = f"it was built for another torch than the installed {torch.__version__}"
-        else:
-            reason = str(error)
-        raise DependencyMissing(
-            f"torchvision cannot be imported: {reason}",
-            hint="install both from one index: pip install --force-reinstall torch torchvision",
-        ) from error
-    weights = get_model_weights(name).IMAGENET1K_V1
+    weights = torchvision_models().get_model_weights(name).IMAGENET1K_V1
     try:
         values: Mapping[str, Tensor] = weights.get_state_dict(
             progress=False, check_hash=True, weights_only=True, map_location="cpu"

@@ -29,6 +29,8 @@ class Shape:
     stem: Literal["3x3", "7x7"] = "3x3"
     """3x3 with stride 1, or 7x7 with stride 2 and a max-pool of stride 2."""
     last_relu: bool = True
+    bottleneck: bool = False
+    """Blocks of 1x1, 3x3 and 1x1 convolutions that leave with four times their width."""
 
 
 def _shapes() -> dict[str, Shape]:
@@ -40,6 +42,7 @@ def _shapes() -> dict[str, Shape]:
     for depth, blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3))):
         large = Shape(blocks, (64, 128, 256, 512), "conv", "7x7")
         found |= {f"resnet{depth}": large, f"resnet{depth}-3x3": replace(large, stem="3x3")}
+    found["resnet50"] = replace(found["resnet34"], bottleneck=True)
     linear = {f"{name}-linear": replace(s, last_relu=False) for name, s in found.items()}
     return {**found, **linear}
 
@@ -78,8 +81,20 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
+def _shortcut(channels: int, width: int, stride: int, kind: str) -> nn.Module:
+    """Return what leads around a block from ``channels`` to ``width`` channels."""
+    if stride == 1 and channels == width:
+        return nn.Identity()
+    if kind == "pad":
+        return PadShortcut(channels, width, stride)
+    return nn.Sequential(Conv(channels, width, 1, stride), nn.BatchNorm2d(width))
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut around them."""
+
+    expansion = 1
+    """Channels at the end, in widths."""
 
     def __init__(
         self, channels: int, width: int, stride: int, shortcut: str, *, last_relu: bool = True
@@ -89,19 +104,44 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = Conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or channels != width:
-            if shortcut == "pad":
-                self.downsample = PadShortcut(channels, width, stride)
-            else:
-                convolution = Conv(channels, width, 1, stride)
-                self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(width))
+        self.downsample = _shortcut(channels, width, stride, shortcut)
         self.last_relu = last_relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, width, h / stride, w / stride)`` of ``(N, channels, h, w)``."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
+        y += self.downsample(x)
+        return F.relu(y, inplace=True) if self.last_relu else y
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut around them.
+
+    The 3x3 one has the stride, as in torchvision (He et al. 2016 gave it to the first).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, channels: int, width: int, stride: int, shortcut: str, *, last_relu: bool = True
+    ) -> None:
+        super().__init__()
+        wide = self.expansion * width
+        self.conv1 = Conv(channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = Conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = Conv(width, wide, 1)
+        self.bn3 = nn.BatchNorm2d(wide)
+        self.downsample = _shortcut(channels, wide, stride, shortcut)
+        self.last_relu = last_relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, 4 * width, h / stride, w / stride)`` of ``(N, channels, h, w)``."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
         y += self.downsample(x)
         return F.relu(y, inplace=True) if self.last_relu else y
 
@@ -118,6 +158,7 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
         self.stages: list[str] = []
         """Names of the stages, in order."""
+        block = Bottleneck if shape.bottleneck else Block
         channels = first
         for number, (count, width) in enumerate(zip(shape.blocks, shape.widths, strict=True), 1):
             blocks = []
@@ -125,8 +166,8 @@ class ResNet(nn.Module):
                 stride = 2 if number > 1 and index == 0 else 1
                 last = number == len(shape.blocks) and index == count - 1
                 relu = shape.last_relu or not last
-                blocks.append(Block(channels, width, stride, shape.shortcut, last_relu=relu))
-                channels = width
+                blocks.append(block(channels, width, stride, shape.shortcut, last_relu=relu))
+                channels = block.expansion * width
             self.stages.append(f"layer{number}")
             self.add_module(self.stages[-1], nn.Sequential(*blocks))
         self.feature_dim = channels

@@ -24,7 +24,7 @@ LAYERS = (
     ("edgecil.workspace",),
     ("edgecil.model",),
     ("edgecil.engine",),
-    ("edgecil.request", "edgecil.evaluation", "edgecil.intake", "edgecil.prepare",
+    ("edgecil.request", "edgecil.evaluation", "edgecil.intake", "edgecil.prepare", "edgecil.foreign",
      "edgecil.planning", "edgecil.reporting", "edgecil.exporting", "edgecil.learning",
      "edgecil.bench"),
     ("edgecil.api",),
@@ -165,7 +165,7 @@ def test_listing_methods_and_their_summaries_loads_no_torch():
 
 
 def test_the_public_names():
-    names = {"__version__", "evaluate", "export", "learn", "predict", "report_memory"}
+    names = {"__version__", "evaluate", "export", "init", "learn", "predict", "report_memory"}
     assert set(edgecil.__all__) == names
     from edgecil import api
 
