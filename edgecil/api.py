@@ -212,13 +212,15 @@ def export(
     test_data: PathLike | None = None,
     max_drop: float = 1.0,
     min_agreement: float = 0.9,
+    delta_from: int | PathLike | None = None,
     listener: Listener = ignore,
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<n>/``.
 
     ``calibrate`` is ``recorded`` (ranges stored while learning: no data needed) or a folder of
     images. On test images (default: the folders that the version was tested on) the drop of
-    accuracy is a gate: at most ``max_drop`` percentage points.
+    accuracy is a gate: at most ``max_drop`` percentage points. ``delta_from`` is an earlier
+    bundle, or its version when it lies in ``output``: a delta from it is written as well.
 
     Raises:
         VerificationError: a gate failed; nothing is written.
@@ -244,4 +246,11 @@ def export(
         calibration=None if calibrate == RECORDED else Path(calibrate),
         test=concat(sets) if sets else None, precision=precision, fixed_input=fixed_input,
         max_drop=max_drop, min_agreement=min_agreement,
+        delta_from=_earlier(delta_from, Path(output), name),
     )  # fmt: skip
+
+
+def _earlier(bundle: int | PathLike | None, output: Path, name: str) -> Path | None:
+    if isinstance(bundle, int):
+        return output / f"{name}-v{bundle}"
+    return None if bundle is None else Path(bundle)

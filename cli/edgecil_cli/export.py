@@ -63,6 +63,10 @@ def export(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    delta_from: Annotated[
+        str | None,
+        value("Also write a delta from this earlier version or bundle.", "VERSION|DIR"),
+    ] = None,
     calibrate: Annotated[
         str,
         value("Ranges recorded while learning, or a folder of images.", "recorded|DIR", EXPERT),
@@ -86,6 +90,7 @@ def export(
             workspace=workspace, version=version, output=output_dir, name=name,
             precision=precision.value, calibrate=calibrate, fixed_input=fixed_input,
             test_data=test_data, max_drop=max_drop, min_agreement=min_agreement,
+            delta_from=int(delta_from) if delta_from and delta_from.isdigit() else delta_from,
             listener=listener,
         )  # fmt: skip
     path = report.path.absolute()
@@ -105,9 +110,12 @@ def _show(output: Output, report: ExportReport, path: Path) -> None:
             [_accuracy(name, group)[: 1 + len(columns)] for name, group in report.accuracy.items()],
         )
         output.print()
-    output.pairs([*_size(report), *_gates(report), *_cost(report), ("path", short(path))])
+    rows = [*_size(report), *_gates(report), *_cost(report), ("path", short(path))]
+    output.pairs(rows + _delta(report))
     where = shlex.quote(short(path))
+    ships = where if report.delta is None else shlex.quote(short(report.delta.path.absolute()))
     output.next(
+        f"edgecil-device install {ships}",
         f"edgecil-device info {where}",
         f"edgecil-device evaluate {where} test-images/ --memory-limit 96MB",
     )
@@ -141,6 +149,18 @@ def _gates(report: ExportReport) -> list[tuple[str, str]]:
     if report.accuracy is None:
         rows.append(("accuracy", "not measured: give --test-data"))
     return rows
+
+
+def _delta(report: ExportReport) -> list[tuple[str, str]]:
+    delta = report.delta
+    if delta is None:
+        return []
+    share = f"{percent(delta.bytes / delta.full_bytes)} of the {format_bytes(delta.full_bytes)}"
+    kind = "" if delta.differences else ", a compressed copy"
+    return [
+        ("delta", f"{format_bytes(delta.bytes)} from {delta.source}, {share} bundle{kind}"),
+        ("", short(delta.path.absolute())),
+    ]
 
 
 def _cost(report: ExportReport) -> list[tuple[str, str]]:

@@ -20,8 +20,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from edgecil.errors import VerificationError
 from edgecil.exporting.graph import FRONT, NORMALISED, finish
 from edgecil.exporting.packages import require_onnxruntime
+from edgecil.exporting.scales import scales_like
 
-_POOLING = ("ReduceMean", "GlobalAveragePool")  # one element per channel: the head begins
+_POOLING = ("GlobalAveragePool",)  # of a whole map: the head begins
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of every map of a network, by tensor name."""
@@ -59,8 +60,10 @@ def _trunk(model: ModelProto) -> list[NodeProto]:
     ]
 
 
-def quantise(model: ModelProto, ranges: Ranges) -> ModelProto:
+def quantise(model: ModelProto, ranges: Ranges, like: ModelProto | None = None) -> ModelProto:
     """Return the int8 form of a float32 graph, given the ranges of its maps.
+
+    With ``like``, an int8 graph of an earlier version, its scales are kept where they fit.
 
     Raises:
         VerificationError: the ranges are not those of this graph.
@@ -74,6 +77,7 @@ def quantise(model: ModelProto, ranges: Ranges) -> ModelProto:
     _check(ranges, map_names(model))
     inferred = onnx.shape_inference.infer_shapes(model)
     nodes = _trunk(model)
+    kept = {} if like is None else scales_like(like, model, ranges)
     with _quiet():
         quantiser = QDQQuantizer(
             inferred,
@@ -85,7 +89,7 @@ def quantise(model: ModelProto, ranges: Ranges) -> ModelProto:
             nodes_to_quantize=[node.name for node in nodes],
             nodes_to_exclude=[],
             op_types_to_quantize=sorted({node.op_type for node in nodes}),
-            extra_options={},
+            extra_options={"TensorQuantOverrides": kept},
         )
         quantised: ModelProto = quantiser.quantize_model()
     return _finish(quantised, model)

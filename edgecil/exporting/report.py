@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgecil.exporting.delta import DeltaReport
 from edgecil.exporting.verify import Accuracy, Comparison
 
 
@@ -39,6 +40,7 @@ class ExportReport:
     calibration: dict[str, Any]
     seconds: dict[str, float]
     """Time of every stage."""
+    delta: DeltaReport | None = None
 
     def measured(self) -> dict[str, Any]:
         """Return the figures that travel in the bundle's manifest."""
@@ -71,5 +73,6 @@ class ExportReport:
             },
             "calibration": self.calibration,
             "seconds": self.seconds,
+            "delta": None if self.delta is None else self.delta.to_json(),
             **self.measured(),
         }

@@ -15,6 +15,7 @@ from edgecil.exporting.verify import centre
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
+from edgecil_runtime.bundle import Bundle
 
 Precision = Literal["int8", "fp32"]
 
@@ -34,6 +35,8 @@ class Task:
     precision: Precision
     fixed_input: bool
     max_pixels: int
+    previous: Bundle | None = None
+    """The bundle from which devices shall get here by a delta."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

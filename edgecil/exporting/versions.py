@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import onnx
 from onnx import ModelProto
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from edgecil.data.images import ImageSet
 from edgecil.errors import EdgecilError, UsageError, VerificationError
 from edgecil.exporting.calibrate import as_array, calibrate
 from edgecil.exporting.child import run_child
+from edgecil.exporting.delta import make_delta, open_previous
 from edgecil.exporting.footprint import activation_bytes, weights_bytes
 from edgecil.exporting.gates import Gates, verified
 from edgecil.exporting.graph import (
@@ -70,23 +72,26 @@ def export_version(
     max_drop: float = MAX_DROP,
     min_agreement: float = MIN_AGREEMENT,
     max_pixels: int = MAX_PIXELS,
+    delta_from: Path | None = None,
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<version>/``.
 
     ``labels`` are (name, increment) in order of the scores. Int8 takes its ranges from
     ``calibration`` (a folder, or stored images ``(N, R, R, 3)``) or else from recorded
     ``ranges``. ``test`` images turn the drop of accuracy into a gate: at most ``max_drop``
-    percentage points for old, new and all classes.
+    percentage points for old, new and all classes. ``delta_from`` is an earlier bundle: a
+    delta from it is written too, and an int8 graph keeps its scales where they fit.
 
     Raises:
         VerificationError: a gate failed; nothing was written.
-        UsageError: int8 without ranges and images, a bad name, or the bundle is there already.
+        UsageError: int8 without ranges and images, a bad name, the bundle is there already, or
+            ``delta_from`` is no bundle of that name.
         DependencyMissing: onnxruntime is not installed.
         EdgecilError: the disk is full or not writable; nothing stays behind.
     """
     task = Task(
         net, rule, preprocess, tuple(labels), name, version, parent, method, precision,
-        fixed_input, max_pixels,
+        fixed_input, max_pixels, delta_from and open_previous(delta_from, name),
     )  # fmt: skip
     try:
         return _export(
@@ -126,7 +131,7 @@ def _export(
         with task.stage("calibrate"):
             ranges, source = _ranges(core, preprocess, ranges, calibration, task.max_pixels)
         with task.stage("quantise"):
-            shipped = quantise(fp32, ranges)
+            shipped = quantise(fp32, ranges, _int8_graph(task.previous))
     with task.stage("verify"):
         gates = verified(task, fp32, shipped, calibration, test, max_drop, min_agreement)
     return _write(task, fp32, shipped, source, gates, output)
@@ -147,6 +152,12 @@ def _check(task: Task, output: Path, ranges: Ranges | None, calibration: object)
             "int8 needs activation ranges, and this version has none recorded",
             hint="give a folder of images: --calibrate DIR, or export with --precision fp32",
         )
+
+
+def _int8_graph(previous: bundle.Bundle | None) -> ModelProto | None:
+    if previous is None or previous.manifest.precision != "int8":
+        return None
+    return onnx.load(previous.model_path)
 
 
 def _ranges(
@@ -203,8 +214,12 @@ def _write(
     with task.stage("trial"), tempfile.TemporaryDirectory(prefix="edgecil-trial-") as folder:
         report = replace(report, device_memory=_trial(_written(task, report, files, folder)))
     with task.stage("write"):
-        _written(task, report, files, output)
-    return report
+        path = _written(task, report, files, output)
+    if task.previous is None:
+        return report
+    with task.stage("delta"):
+        delta = make_delta(task.previous, bundle.open_bundle(path), output)
+    return replace(report, delta=delta)
 
 
 def _written(
