@@ -215,14 +215,20 @@ def _training(values: Mapping[str, Any]) -> Training:
     return Training(**rest, optim=Optim(**optim, schedule=Schedule(kind)))
 
 
-def protocols() -> Mapping[str, Protocol]:
-    """Return the protocols that come with edgecil, by name."""
+def families() -> Mapping[str, Mapping[str, Protocol]]:
+    """Return the protocols that come with edgecil, those of one file together."""
     folder = resources.files("edgecil.bench") / "protocols"
     found = sorted((p for p in folder.iterdir() if p.name.endswith(SUFFIX)), key=lambda p: p.name)
-    made: dict[str, Protocol] = {}
-    for path in found:
-        made |= parse(path.name.removesuffix(SUFFIX), path.read_text(encoding="utf-8"))
-    return made
+    names = [p.name.removesuffix(SUFFIX) for p in found]
+    return {
+        name: parse(name, path.read_text(encoding="utf-8"))
+        for name, path in zip(names, found, strict=True)
+    }
+
+
+def protocols() -> Mapping[str, Protocol]:
+    """Return the protocols that come with edgecil, by name."""
+    return {name: made for members in families().values() for name, made in members.items()}
 
 
 def protocol(name: str) -> Protocol:

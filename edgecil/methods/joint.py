@@ -6,14 +6,25 @@ stay where they are and must still be there, unchanged, at the next increment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgecil.data.images import Batch
 from edgecil.exemplars import keep_all
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
-from edgecil.method import Context, Recipe, Selection, Term, Terms, ce_span, one_phase
+from edgecil.method import (
+    Context,
+    Preset,
+    Recipe,
+    Selection,
+    Term,
+    Terms,
+    ce_span,
+    one_phase,
+)
 from edgecil.options import option
+from edgecil.settings import ABD_TRAINING
 
 
 @dataclass(frozen=True)
@@ -38,3 +49,9 @@ def recipe(options: Options) -> Recipe:
         selection=Selection(keep_all, everything=True),
         fresh_start=options.scratch,
     )
+
+
+PRESETS: Mapping[str, Preset] = {
+    # ABD's upper bound, the oracle of its Omega: a new network for every increment.
+    "abd": Preset(ABD_TRAINING, options={"scratch": True}, arch="resnet32"),
+}

@@ -1,0 +1,296 @@
+"""Protocols: what the papers say, read back from the files; every one of them starts."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toys
+from PIL import Image
+
+from edgecil.bench import catalogue, layouts
+from edgecil.bench.protocol import Protocol, parse, protocol, protocols
+from edgecil.bench.runner import Run, Variant, execute
+from edgecil.data import orders
+from edgecil.engine.optim import schedule_factor
+from edgecil.errors import DataError, UsageError
+from edgecil.prepare import prepare
+from edgecil.request import LearnRequest
+from edgecil.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+KNOWN = protocols()
+HUNDRED = [f"{n:03d}" for n in range(100)]
+EVERY = pytest.mark.parametrize("name", list(KNOWN))
+
+
+def first(name, known=HUNDRED, seed=0, count=5):
+    return [int(c) for c in protocol(name).class_names(known, seed)[:count]]
+
+
+class TestOrdersAndSubsets:
+    @pytest.mark.parametrize(
+        ("name", "seed", "expected"),
+        [
+            ("abd-cifar100-b0-10", 0, [23, 8, 11, 7, 48]),
+            ("abd-cifar100-b0-20", 1, [53, 37, 65, 51, 4]),
+            ("abd-cifar100-b0-5", 2, [0, 76, 61, 63, 1]),
+            ("mnemonics-cifar100-b50-25", 3, [68, 56, 78, 8, 23]),
+            ("icarl-cifar100-b0-10", 0, [87, 0, 52, 58, 44]),
+            ("mfgr-cifar100-b0-5", 4, [0, 1, 2, 3, 4]),
+        ],
+    )
+    def test_first_classes_of_cifar100(self, name, seed, expected):
+        assert first(name, seed=seed) == expected
+
+    def test_first_classes_of_tiny_imagenet_count_folders_in_order_of_name(self):
+        listed = [f"{n:03d}" for n in reversed(range(200))]  # wnids.txt is not sorted
+        assert first("abd-tiny-imagenet", listed) == [131, 181, 22, 172, 144]
+
+    def test_the_fifty_classes_of_imagenet(self):
+        found = first("abd-imagenet50", [f"{n:04d}" for n in range(1000)], count=1000)
+        assert found[:8] == [54, 7, 894, 512, 126, 337, 988, 11] and len(found) == 50
+
+    def test_the_subset_of_lucir_is_the_draw_of_its_script_read_again_by_name(self):
+        wnids = [f"n{n:08d}" for n in random.Random(1).sample(range(10**8), 1000)]
+        state = np.random.get_state()
+        np.random.seed(1993)
+        drawn = sorted(np.random.choice(sorted(wnids), 100, replace=False).tolist())
+        np.random.seed(1993)
+        order = np.arange(100)
+        np.random.shuffle(order)
+        np.random.set_state(state)
+        found = protocol("mnemonics-imagenet-subset-b50-5").class_names(wnids, 0)
+        assert found == [drawn[i] for i in order]
+        assert len(set(found)) == 100
+
+    def test_the_subset_of_icarl_is_the_first_hundred_of_the_devkit(self):
+        listed = [f"n{n}" for n in reversed(range(1000, 2000))]
+        found = protocol("m2kd-imagenet100-b0-10").class_names(listed, 1)
+        assert sorted(found) == sorted(listed[:100])
+
+    def test_the_subset_of_bic_is_the_first_hundred_by_name(self):
+        made = Protocol("own", "own", "imagenet", "B0-10", subset="sorted 100", order="natural")
+        listed = [f"n{n}" for n in reversed(range(1000, 2000))]
+        assert made.class_names(listed, 0) == [f"n{n}" for n in range(1000, 1100)]
+
+    def test_too_few_classes_are_refused(self):
+        with pytest.raises(DataError, match="has 100 classes, the data 99"):
+            protocol("abd-cifar100-b0-10").class_names(HUNDRED[:99], 0)
+        with pytest.raises(DataError, match="order icarl-theano is one of 100 classes"):
+            protocol("icarl-cifar100-b0-10").class_names(HUNDRED[:99], 0)
+        with pytest.raises(DataError, match="'sorted 200' needs at least 200"):
+            protocol("abd-tiny-imagenet").class_names(HUNDRED, 0)
+
+    def test_chosen_classes_are_sorted_and_without_repeats(self):
+        chosen = orders.chosen_classes(1000, 100)
+        assert chosen == sorted(set(chosen)) and len(chosen) == 100
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("name", "epochs", "lr", "decay", "factors"),
+        [
+            # ABD section 6: 0.1, divided by 10 after 100, 150 and 200 of 250 epochs.
+            ("abd-cifar100-b0-10", 250, 0.1, 2e-4, {99: 1, 100: 0.1, 150: 0.01, 249: 0.001}),
+            ("abd-imagenet50", 100, 0.1, 1e-4, {29: 1, 30: 0.1, 60: 0.01, 80: 1e-3, 90: 1e-4}),
+            ("mnemonics-cifar100-b50-5", 160, 0.1, 5e-4, {79: 1, 80: 0.1, 120: 0.01}),
+            ("mnemonics-imagenet-b500-5", 90, 0.1, 1e-4, {29: 1, 30: 0.1, 60: 0.01}),
+            # M2KD section 4.2: 2.0 on a mean over 100 units, divided by 5 every 40 epochs.
+            ("m2kd-cifar100-b0-5", 80, 2.0 / 100, 1e-5 * 100, {39: 1, 40: 0.2, 79: 0.2}),
+            ("m2kd-imagenet100-b0-5", 60, 2.0 / 100, 1e-5 * 100, {19: 1, 20: 0.2, 40: 0.04}),
+            ("mfgr-cifar100-b0-5", 150, 0.01, 5e-4, {0: 1, 75: 0.5}),
+            ("lwm-cifar100-b0-10", 10, 0.01, 1e-5, {0: 1, 9: 1}),
+        ],
+    )
+    def test_schedules_of_the_papers(self, name, epochs, lr, decay, factors):
+        training = protocol(name).training
+        assert (training.epochs, training.batch_size) == (epochs, 128)
+        assert (training.optim.lr, training.optim.weight_decay) == pytest.approx((lr, decay))
+        for epoch, factor in factors.items():
+            start = epoch * 39 / (epochs * 39)  # as the loop counts, in steps
+            found = schedule_factor(training.optim.schedule, start)
+            assert found == pytest.approx(factor), epoch
+
+    @EVERY
+    def test_increments_cover_the_classes(self, name):
+        made = KNOWN[name]
+        count = made.classes or 100
+        assert sum(made.sizes(count)) == count
+        if "-b" in name:
+            assert name.endswith(f"-{made.split.lower()}")
+
+    @EVERY
+    def test_a_paper_is_named_and_what_was_chosen(self, name):
+        made = KNOWN[name]
+        own = name in ("quick", "tens")
+        assert made.summary and made.layout in layouts.LAYOUTS
+        assert own or (len(made.source) > 20 and made.notes)
+
+
+class TestPublished:
+    @EVERY
+    def test_values_are_percentages_of_methods_and_increments(self, name):
+        made = KNOWN[name]
+        for method, row in made.published.items():
+            assert Variant.parse(method).method == method
+            values = (row.final, row.average, row.forgetting_of_base, row.omega, row.top5)
+            given = [v for v in (*values, *row.accuracy) if v is not None]
+            assert given and all(1 < v <= 100 for v in given)
+            assert row.table
+            assert not row.accuracy or len(row.accuracy) == len(made.sizes(made.classes))
+
+    @pytest.mark.parametrize(
+        ("name", "gains"),
+        [
+            ("mfgr-cifar100-b0-5",
+             {"mas": 29.21, "mas+muc": 25.96, "lwm": 14.08, "lwf": 2.26, "lwf+muc": 2.03}),
+            ("mfgr-cifar100-b0-10",
+             {"mas": 24.42, "mas+muc": 19.11, "lwm": 7.19, "lwf": 3.58, "lwf+muc": 2.50}),
+            ("mfgr-tiny-imagenet-b0-5",
+             {"mas": 21.27, "mas+muc": 18.28, "lwm": 9.63, "lwf": 6.15, "lwf+muc": 2.61}),
+        ],
+    )  # fmt: skip
+    def test_gains_that_mfgr_prints_follow_from_its_rows(self, name, gains):
+        rows = KNOWN[name].published
+        best = np.array(rows["mfgr"].accuracy[1:])
+        found = {m: float(np.mean(best - rows[m].accuracy[1:])) for m in gains}
+        assert found == pytest.approx(gains, abs=0.01)
+
+    def test_gains_that_mnemonics_and_abd_print(self):
+        for split, gain in (("b50-5", 1.78), ("b50-25", 6.16)):
+            rows = KNOWN[f"mnemonics-cifar100-{split}"].published
+            found = rows["lucir+mnemonics"].average - rows["lucir"].average
+            assert found == pytest.approx(gain)
+        rows = KNOWN["abd-cifar100-b0-5"].published
+        assert rows["abd"].final - rows["deepinversion"].final == pytest.approx(25.1)
+
+    def test_final_and_average_follow_from_the_accuracies(self):
+        (made,) = parse(
+            "x", 'summary = "x"\nlayout = "folders"\nsplit = [1, 1]\n'
+            '[published]\nlwm = { table = "1", accuracy = [90.0, 50.0] }\n',
+        ).values()  # fmt: skip
+        assert made.published["lwm"].final == 50 and made.published["lwm"].average == 70
+
+
+class TestEveryProtocolStarts:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory):
+        root = tmp_path_factory.mktemp("images")
+        for name in ("a", "b"):
+            (root / name).mkdir()
+            for number in range(2):
+                Image.new("RGB", (40, 36), (90 * number, 9, 9)).save(root / name / f"{number}.png")
+        return root
+
+    @EVERY
+    def test_the_base_increment_is_prepared_as_written(self, name, folder, tmp_path):
+        made = KNOWN[name]
+        asked = Run(made, Variant("lwf"), 1).request(folder, ("b", "a"), base=True)
+        asked.save(tmp_path / "run")
+        assert LearnRequest.load(tmp_path / "run")[0] == asked
+        job = prepare(asked, Workspace(tmp_path / "workspace"))
+        assert job.names == ("b", "a")
+        assert job.task.spec.arch == made.arch
+        assert made.preprocess in (None, job.preprocess)
+        assert made.augment in (None, job.augment)
+        assert job.task.training == made.training or made.training is None
+        assert made.epochs in (None, job.task.training.epochs)
+        assert (job.task.start is None) == (made.weights is None)
+        if made.exemplars_total:
+            assert job.task.budget.total == made.exemplars_total
+        assert job.task.budget.per_class == (made.exemplars_per_class or (
+            None if made.exemplars_total else 20))  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "method", "options"),
+        [
+            ("abd-cifar100-b0-10", "lwf", {"ce_scope": "seen"}),
+            ("abd-cifar100-b0-10", "joint", {"scratch": True}),
+            ("mfgr-cifar100-b0-5", "lwf", {"ce_scope": "new", "balance": True}),
+            ("mfgr-cifar100-b0-5", "joint", {}),
+            ("icarl-cifar100-b0-10", "icarl", {"reduction": "mean"}),
+            ("m2kd-cifar100-b0-5", "lwf-mc", {}),
+        ],
+    )
+    def test_presets_bring_the_options_of_the_paper(self, name, method, options, folder, tmp_path):
+        asked = Run(KNOWN[name], Variant(method), 0).request(folder, ("a", "b"), base=True)
+        assert prepare(asked, Workspace(tmp_path / "workspace")).request.options == options
+
+    def test_one_for_real_on_packed_images(self, tmp_path):
+        """ABD's protocol on four classes of 32 x 32 images in CIFAR-100's binary layout."""
+        home = tmp_path / "cifar-100-binary"
+        home.mkdir()
+        for part, count, seed in (("train", 12, 0), ("test", 5, 1)):
+            rows = [
+                bytes([0, label]) + image.transpose(2, 0, 1).tobytes()
+                for label in range(4)
+                for image in toys.pixels_of(label, count, seed)
+            ]
+            (home / f"{part}.bin").write_bytes(b"".join(rows))
+        (home / "fine_label_names.txt").write_text("ant\nbee\ncat\ndog\n")
+        made = protocol("abd-cifar100-b0-10")
+        cut = replace(
+            made, classes=4, split=(2, 2), arch="resnet8", training=replace(made.training, epochs=1)
+        )
+        result = execute(
+            Run(cut, Variant("lwf"), 2, precision="float32"), layouts.read("cifar100", tmp_path),
+            tmp_path / "run",
+        )  # fmt: skip
+        assert result["classes"] == [2, 4] and len(result["accuracy"]) == 2
+        assert np.sum(result["confusion"]) == 20
+        assert result["training"]["optim"]["schedule"]["milestones"] == [0.4, 0.6, 0.8]
+
+
+class TestFiles:
+    TEXT = (
+        'summary = "own"\nlayout = "folders"\norder = "natural"\n'
+        '[splits.a]\nsplit = "B0-2"\n[splits.b]\nsplit = "B0-5"\nepochs = 3\n'
+    )
+
+    def test_one_file_holds_several(self, tmp_path):
+        path = tmp_path / "mine.toml"
+        path.write_text(self.TEXT)
+        made = protocol(f"{path}:b")
+        assert (made.name, made.split, made.epochs) == ("mine-b", "B0-5", 3)
+        assert made.summary == "own: B0-5"
+        assert protocol(f"{path}:a").epochs is None
+        with pytest.raises(UsageError, match="holds 2 protocols") as refused:
+            protocol(str(path))
+        assert "mine.toml:a" in refused.value.hint
+        with pytest.raises(UsageError, match="unknown protocol 'c'"):
+            protocol(f"{path}:c")
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("epoch = 3", "unknown key 'epoch'"),
+            ('order = "numpy"', "unknown class order 'numpy'"),
+            ('subset = "first 3"', "unknown subset 'first 3'"),
+            ('subset = "devkit 3"', "needs the layout imagenet-devkit"),
+            ("[training]\nepoch = 3", "cannot be read: .*epoch"),
+            ("[published]\nlwm = { final = 3.0 }", "cannot be read: .*table"),
+            ("[published]\nlwm = 3.0", "cannot be read"),
+            ("classes = [", "cannot be read"),
+        ],
+    )
+    def test_mistakes_are_named(self, tmp_path, line, message):
+        path = tmp_path / "mine.toml"
+        path.write_text(f'summary = "own"\nlayout = "folders"\nsplit = [1]\n{line}\n')
+        with pytest.raises(UsageError, match=message):
+            protocol(str(path))
+
+    def test_unknown_names_offer_the_nearest(self, tmp_path):
+        with pytest.raises(UsageError) as refused:
+            protocol("abd-cifar100-b0-6")
+        assert "abd-cifar100-b0-5" in refused.value.hint
+        with pytest.raises(UsageError, match="No such file"):
+            protocol(str(tmp_path / "gone.toml"))
+
+
+def test_the_table_in_the_documents_is_that_of_the_files():
+    """Made by ``python -m edgecil.bench.catalogue``."""
+    text = (ROOT / "docs" / "protocols.md").read_text()
+    assert catalogue.markdown() in text
