@@ -25,6 +25,7 @@ from edgecil_runtime.compatibility import (
     limits_of,
     parse_version,
 )
+from edgecil_runtime.cpu import cpu_flags
 from edgecil_runtime.memory import format_size
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
@@ -196,19 +197,6 @@ def check_onnxruntime(version: str, providers: List[str], machine: str) -> List[
         Finding("onnxruntime", OK, f"{version} ({names})"),
         Finding("models", OK, f"up to IR {limits.ir} and opset {limits.opset}"),
     ]
-
-
-def cpu_flags(path: str = "/proc/cpuinfo") -> List[str]:
-    """Return the instruction sets of the first CPU; empty where the system does not tell."""
-    try:
-        lines = Path(path).read_text("ascii", "replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return value.split()
-    return []
 
 
 def check_cpu(machine: str, flags: List[str]) -> Finding:
