@@ -213,6 +213,7 @@ def export(
     max_drop: float = 1.0,
     min_agreement: float = 0.9,
     delta_from: int | PathLike | None = None,
+    target: str | None = None,
     listener: Listener = ignore,
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<n>/``.
@@ -221,13 +222,17 @@ def export(
     images. On test images (default: the folders that the version was tested on) the drop of
     accuracy is a gate: at most ``max_drop`` percentage points. ``delta_from`` is an earlier
     bundle, or its version when it lies in ``output``: a delta from it is written as well.
+    ``target`` is a device of :mod:`edgecil.exporting.targets`, which fills the other choices.
 
     Raises:
         VerificationError: a gate failed; nothing is written.
+        BudgetError: the bundle does not fit ``target``; nothing is written.
         EdgecilError: there is nothing to calibrate with, or the bundle cannot be written.
     """
+    from edgecil.exporting import targets
     from edgecil.exporting.versions import export_version
 
+    device = None if target is None else targets.load(target)
     manifest, model = load_version(Workspace.find(workspace), version)
     recorded = (manifest.test or {}).get("folders", [])
     folders = [Path(f) for f in ([test_data] if test_data else recorded)]
@@ -246,7 +251,7 @@ def export(
         calibration=None if calibrate == RECORDED else Path(calibrate),
         test=concat(sets) if sets else None, precision=precision, fixed_input=fixed_input,
         max_drop=max_drop, min_agreement=min_agreement,
-        delta_from=_earlier(delta_from, Path(output), name),
+        delta_from=_earlier(delta_from, Path(output), name), target=device,
     )  # fmt: skip
 
 

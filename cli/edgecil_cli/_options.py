@@ -9,6 +9,7 @@ import typer
 
 from edgecil import registry
 from edgecil.errors import EdgecilError
+from edgecil.exporting import targets
 from edgecil.workspace import Workspace
 
 EXPERT = "Expert options"
@@ -47,6 +48,12 @@ def complete_version(incomplete: str) -> list[tuple[str, str]]:
             continue
         found.append((str(number), f"{manifest.method}, {len(manifest.classes)} classes"))
     return [item for item in found if item[0].startswith(incomplete)]
+
+
+def complete_target(incomplete: str) -> list[tuple[str, str]]:
+    """Return the devices that bundles can be exported for, with their names in full."""
+    known = [targets.load(name) for name in targets.names() if name.startswith(incomplete)]
+    return [(target.name, target.title) for target in known]
 
 
 def complete_device(incomplete: str) -> list[str]:

@@ -15,6 +15,7 @@ from edgecil.errors import Interrupted
 from edgecil_cli import (
     _stop,
     bench,
+    doctor,
     evaluate,
     export,
     init,
@@ -22,6 +23,8 @@ from edgecil_cli import (
     memory,
     methods,
     showcase,
+    targets,
+    upkeep,
     versions,
 )
 from edgecil_cli._errors import describe
@@ -37,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LEARN, LOOK, SHIP = "Learn", "Look", "Ship"
+LEARN, LOOK, SHIP, KEEP = "Learn", "Look", "Ship", "Keep"
 for panel, name, function, epilog in (
     (LEARN, "learn", learn.learn, learn.EPILOG),
     (LEARN, "init", init.init, init.EPILOG),
@@ -49,8 +52,13 @@ for panel, name, function, epilog in (
     (LOOK, "bench", bench.bench, bench.EPILOG),
     (LOOK, "status", versions.status, versions.STATUS_EPILOG),
     (LOOK, "history", versions.history, versions.HISTORY_EPILOG),
+    (LOOK, "doctor", doctor.doctor, doctor.EPILOG),
     (SHIP, "export", export.export, export.EPILOG),
+    (SHIP, "targets", targets.targets, targets.EPILOG),
     (SHIP, "rollback", versions.rollback, versions.ROLLBACK_EPILOG),
+    (KEEP, "rename", upkeep.rename, upkeep.RENAME_EPILOG),
+    (KEEP, "forget", upkeep.forget, upkeep.FORGET_EPILOG),
+    (KEEP, "gc", upkeep.gc, upkeep.GC_EPILOG),
 ):
     app.command(name, epilog=epilog, rich_help_panel=panel)(function)
 

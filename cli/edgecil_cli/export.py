@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from edgecil.exporting.targets import memory_needed
 from edgecil.units import format_bytes
 from edgecil_cli._options import (
     EXPERT,
@@ -16,6 +17,7 @@ from edgecil_cli._options import (
     QuietOption,
     VersionOption,
     WorkspaceOption,
+    complete_target,
     flag,
     value,
 )
@@ -63,6 +65,14 @@ def export(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    target: Annotated[
+        str | None,
+        value(
+            "A device: fills the choices, and fails when it does not fit.",
+            "NAME",
+            complete=complete_target,
+        ),
+    ] = None,
     delta_from: Annotated[
         str | None,
         value("Also write a delta from this earlier version or bundle.", "VERSION|DIR"),
@@ -91,7 +101,7 @@ def export(
             precision=precision.value, calibrate=calibrate, fixed_input=fixed_input,
             test_data=test_data, max_drop=max_drop, min_agreement=min_agreement,
             delta_from=int(delta_from) if delta_from and delta_from.isdigit() else delta_from,
-            listener=listener,
+            target=target, listener=listener,
         )  # fmt: skip
     path = report.path.absolute()
     output.result({**report.to_json(), "path": path}, value_only=str(path))
@@ -111,7 +121,7 @@ def _show(output: Output, report: ExportReport, path: Path) -> None:
         )
         output.print()
     rows = [*_size(report), *_gates(report), *_cost(report), ("path", short(path))]
-    output.pairs(rows + _delta(report))
+    output.pairs([*rows, *_target(report), *_delta(report)])
     where = shlex.quote(short(path))
     ships = where if report.delta is None else shlex.quote(short(report.delta.path.absolute()))
     output.next(
@@ -149,6 +159,15 @@ def _gates(report: ExportReport) -> list[tuple[str, str]]:
     if report.accuracy is None:
         rows.append(("accuracy", "not measured: give --test-data"))
     return rows
+
+
+def _target(report: ExportReport) -> list[tuple[str, str]]:
+    device = report.target
+    if device is None:
+        return []
+    need = memory_needed(device, report.device_memory["peak_rss_bytes"])
+    text = f"needs {format_bytes(need)} of {format_bytes(device.memory)} for the whole process"
+    return [("target", f"{device.name}: {text}, images up to {device.max_pixels:,} pixels")]
 
 
 def _delta(report: ExportReport) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecil.exporting.delta import DeltaReport
+from edgecil.exporting.targets import Target
 from edgecil.exporting.verify import Accuracy, Comparison
 
 
@@ -41,6 +42,7 @@ class ExportReport:
     seconds: dict[str, float]
     """Time of every stage."""
     delta: DeltaReport | None = None
+    target: Target | None = None
 
     def measured(self) -> dict[str, Any]:
         """Return the figures that travel in the bundle's manifest."""
@@ -73,6 +75,7 @@ class ExportReport:
             },
             "calibration": self.calibration,
             "seconds": self.seconds,
+            "target": None if self.target is None else self.target.name,
             "delta": None if self.delta is None else self.delta.to_json(),
             **self.measured(),
         }

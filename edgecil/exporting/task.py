@@ -11,6 +11,7 @@ from typing import Literal
 
 from edgecil._version import __version__
 from edgecil.exporting.sessions import Pixels
+from edgecil.exporting.targets import Target
 from edgecil.exporting.verify import centre
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
@@ -37,6 +38,8 @@ class Task:
     max_pixels: int
     previous: Bundle | None = None
     """The bundle from which devices shall get here by a delta."""
+    target: Target | None = None
+    """The device that the bundle must fit."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

@@ -32,6 +32,7 @@ from edgecil.exporting.packages import require_onnxruntime
 from edgecil.exporting.quantise import Ranges, quantise
 from edgecil.exporting.report import ExportReport
 from edgecil.exporting.sessions import Pixels
+from edgecil.exporting.targets import Target, check_fit
 from edgecil.exporting.task import Precision, Task
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
@@ -73,6 +74,7 @@ def export_version(
     min_agreement: float = MIN_AGREEMENT,
     max_pixels: int = MAX_PIXELS,
     delta_from: Path | None = None,
+    target: Target | None = None,
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<version>/``.
 
@@ -80,18 +82,23 @@ def export_version(
     ``calibration`` (a folder, or stored images ``(N, R, R, 3)``) or else from recorded
     ``ranges``. ``test`` images turn the drop of accuracy into a gate: at most ``max_drop``
     percentage points for old, new and all classes. ``delta_from`` is an earlier bundle: a
-    delta from it is written too, and an int8 graph keeps its scales where they fit.
+    delta from it is written too, and an int8 graph keeps its scales where they fit. ``target``
+    bounds the images, decides where they are resized, and must fit the bundle.
 
     Raises:
         VerificationError: a gate failed; nothing was written.
         UsageError: int8 without ranges and images, a bad name, the bundle is there already, or
             ``delta_from`` is no bundle of that name.
+        BudgetError: the bundle does not fit ``target``.
         DependencyMissing: onnxruntime is not installed.
         EdgecilError: the disk is full or not writable; nothing stays behind.
     """
+    if target is not None:
+        max_pixels = target.max_pixels
+        fixed_input = fixed_input or not target.resize_in_graph
     task = Task(
         net, rule, preprocess, tuple(labels), name, version, parent, method, precision,
-        fixed_input, max_pixels, delta_from and open_previous(delta_from, name),
+        fixed_input, max_pixels, delta_from and open_previous(delta_from, name), target,
     )  # fmt: skip
     try:
         return _export(
@@ -131,7 +138,8 @@ def _export(
         with task.stage("calibrate"):
             ranges, source = _ranges(core, preprocess, ranges, calibration, task.max_pixels)
         with task.stage("quantise"):
-            shipped = quantise(fp32, ranges, _int8_graph(task.previous))
+            narrow = task.target is not None and task.target.reduce_range
+            shipped = quantise(fp32, ranges, _int8_graph(task.previous), reduce_range=narrow)
     with task.stage("verify"):
         gates = verified(task, fp32, shipped, calibration, test, max_drop, min_agreement)
     return _write(task, fp32, shipped, source, gates, output)
@@ -210,9 +218,19 @@ def _write(
         device_memory={},
         calibration=dict(source),
         seconds=task.seconds,
+        target=task.target,
     )
     with task.stage("trial"), tempfile.TemporaryDirectory(prefix="edgecil-trial-") as folder:
         report = replace(report, device_memory=_trial(_written(task, report, files, folder)))
+    if task.target is not None:
+        check_fit(
+            task.target,
+            model_peak=report.device_memory["peak_rss_bytes"],
+            file_bytes=sum(report.file_bytes.values()),
+            ir=IR_VERSION,
+            opset=OPSET,
+            precision=task.precision,
+        )
     with task.stage("write"):
         path = _written(task, report, files, output)
     if task.previous is None:
@@ -265,4 +283,5 @@ def _manifest(task: Task, report: ExportReport) -> Manifest:
         calibration=report.calibration,
         measured=report.measured(),
         files={},
+        target=task.target and task.target.entry(),
     )

@@ -8,6 +8,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from onnx import ModelProto
 import edgecil.exporting
 from edgecil.data.images import ImageSet
 from edgecil.errors import (
+    BudgetError,
     DataError,
     DependencyMissing,
     EdgecilError,
     UsageError,
     VerificationError,
 )
+from edgecil.exporting import targets
 from edgecil.exporting import versions as export_module
 from edgecil.exporting.calibrate import calibrate
 from edgecil.exporting.report import ExportReport
@@ -252,3 +255,29 @@ def test_the_function_of_the_package_survives_the_import_of_its_modules() -> Non
     from edgecil import api
 
     assert edgecil.export is api.export
+
+
+def test_a_target_fills_the_choices_and_is_recorded(export: Any, ranges: Any) -> None:
+    device = replace(targets.load("x86-old-atom"), resize_in_graph=False, max_pixels=4000)
+    report = export(ranges=ranges, target=device, min_agreement=0.5)
+    manifest = open_bundle(report.path).manifest
+    assert manifest.target == device.entry()
+    assert (manifest.fixed_input, manifest.max_pixels) == (True, 4000)
+    assert report.to_json()["target"] == "x86-old-atom"
+    model = onnx.load(report.path / "model.onnx")
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
+    assert weights and max(abs(w.astype(int)).max() for w in weights) == 64  # 7 bits
+
+
+def test_a_bundle_that_does_not_fit_its_target_is_not_written(
+    export: Any, ranges: Any, tmp_path: Path
+) -> None:
+    device = replace(targets.load("rpi-zero2w"), memory=40_000_000)
+    with pytest.raises(BudgetError, match=r"allows 40 MB of memory, this bundle needs") as caught:
+        export(ranges=ranges, target=device)
+    assert caught.value.exit_code == 3 and "rpi4" in caught.value.hint
+    assert not list(tmp_path.iterdir())
