@@ -133,7 +133,16 @@ class Context:
     """Evaluation batches ``(N, 3, S, S)`` of a set: centre crop, no augmentation, in order."""
     note: Callable[[str], None]
     """Tell the user something about the method's choices, once."""
-    teachers: dict[str, Net] = field(default_factory=dict)
+    view_count: int | None = None
+    """How many views of an image the augmentation makes: 1, 2 (mirrored), or None for many."""
+    step: int = 0
+    """Number of the running step of the phase."""
+    view: ImageSet | None = None
+    """Images of the running phase; the rows of ``Batch.index``."""
+    by_view: dict[str, Tensor] = field(default_factory=dict)
+    """Caches over the images of the running phase: emptied when it shows others; never saved."""
+    teachers: dict[str, nn.Module] = field(default_factory=dict)
+    """Frozen, in eval mode and outside the module tree."""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     """One row per new image for every column of exemplars; ``begin`` sets it."""
@@ -144,6 +153,12 @@ class Context:
     def classes(self) -> Classes:
         """Class spans of the running increment."""
         return self.setup.classes
+
+    def show(self, images: ImageSet | None) -> None:
+        """Make ``images`` those of the running phase."""
+        if images is not self.view:
+            self.view = images
+            self.by_view = {}
 
     @torch.no_grad()
     def teach(self, name: str, images: Tensor) -> Outputs:
@@ -203,6 +218,8 @@ class Phase:
     masks: Callable[[Context], Mapping[str, Tensor]] | None = None
     prepare: Callable[[Context], None] = nothing
     mode: Literal["train", "eval"] = "train"
+    part: float = 1.0
+    """Epochs of this phase as a part of those that ``training`` gives."""
     optims: Mapping[str, Optim] = field(default_factory=dict)
     """Optimisers of single groups; the others use ``training.optim``."""
 
@@ -230,6 +247,9 @@ class Selection:
 
     rank: Callable[[Tensor, int, torch.Generator], Tensor]
     everything: bool = False
+    apart: str | None = None
+    """A boolean column: images of either value are ranked apart, and every prefix of the list
+    holds both in their shares (BiC's held-out images)."""
 
 
 @dataclass(frozen=True)
@@ -240,15 +260,21 @@ class Origin:
     """None after ``init`` from a foreign model."""
     head_kind: str
     rule_kind: str
-    kept_fields: tuple[str, ...]
+    kept: tuple[Field, ...] = ()
+    """Declarations of the fields that hold something."""
+
+    @property
+    def kept_fields(self) -> tuple[str, ...]:
+        """Names of the fields that hold something."""
+        return tuple(item.name for item in self.kept)
 
 
-def previous_net(ctx: Context) -> dict[str, Net]:
+def previous_net(ctx: Context) -> dict[str, nn.Module]:
     """Return the network before this increment as the only teacher; none at the base."""
     return {} if ctx.previous is None else {"previous": ctx.previous}
 
 
-def no_teachers(ctx: Context) -> dict[str, Net]:
+def no_teachers(ctx: Context) -> dict[str, nn.Module]:
     """Return no teachers."""
     return {}
 
@@ -274,7 +300,10 @@ class Recipe:
     head_width: int | None = None
     fields: tuple[Field, ...] = ()
     modules: tuple[ModuleSpec, ...] = ()
-    teachers: Callable[[Context], dict[str, Net]] = no_teachers
+    teachers: Callable[[Context], dict[str, nn.Module]] = no_teachers
+    asks_lessons: bool = False
+    """True when its steps ask teachers by :func:`edgecil.lessons.lesson` alone: a plug-in may
+    then put others in their place."""
     selection: Selection | None = None
     begin: Callable[[Context], None] = nothing
     """Runs after the engine has grown the head."""

@@ -19,7 +19,7 @@ from edgecil.errors import AdoptError, UsageError
 from edgecil.intake import Images, choose_input, decode_new, scan_new
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
-from edgecil.memory.fields import IMAGES, Field
+from edgecil.memory.fields import COUNTS, IMAGES, Field
 from edgecil.method import Classes, Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
@@ -104,6 +104,10 @@ def _refusal(recipe: Recipe, parent: VersionManifest, model: Model) -> str | Non
         return "it replays exemplars, and none are kept of the old classes"
     if recipe.selection.everything and model.kept.field(IMAGES).codec != "reference":
         return ONLY_COPIES
+    counts = model.kept.read(COUNTS).tolist()
+    gone = [name for name, count in zip(parent.names, counts, strict=True) if not count]
+    if gone:
+        return f"it replays exemplars, and none are kept of {', '.join(gone[:5])}"
     return None
 
 

@@ -1,8 +1,9 @@
 """Which methods exist, found by reading their files: no torch, no hand-kept list.
 
 A method is a file of ``edgecil/methods`` or an entry point of the group ``edgecil.methods``;
-its name is the file's with hyphens, its summary the first line of the docstring. Plug-ins
-(files with a function ``plug``) are laid over a host, host first: ``icarl+mnemonics``.
+its name is the file's with hyphens, without a trailing underscore (Windows has no files called
+``aux``), its summary the first line of the docstring. Plug-ins (files with a function ``plug``)
+are laid over a host, host first: ``icarl+mnemonics``. A file may be both.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ class MethodInfo:
     kind: str
     """``method`` or ``plug-in``."""
     module: str
+    plugs: bool = False
+    """Whether it can be laid over a host; a method may do that too."""
 
 
 def _describe(name: str, module: str, path: Path) -> MethodInfo:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    return MethodInfo(name, summary, "plug-in" if "plug" in functions else "method", module)
+    kind = "method" if "recipe" in functions else "plug-in"
+    return MethodInfo(name, summary, kind, module, "plug" in functions)
 
 
 @cache
@@ -48,7 +52,7 @@ def methods() -> Mapping[str, MethodInfo]:
     """Return every installed method by name, sorted, without importing any of them."""
     found = {}
     for path in sorted((Path(__file__).parent / "methods").glob("[!_]*.py")):
-        name = path.stem.replace("_", "-")
+        name = path.stem.rstrip("_").replace("_", "-")
         found[name] = _describe(name, f"edgecil.methods.{path.stem}", path)
     for point in entry_points(group="edgecil.methods"):
         spec = importlib.util.find_spec(point.value)
@@ -58,7 +62,9 @@ def methods() -> Mapping[str, MethodInfo]:
 
 
 def _module(name: str, kind: str) -> Any:
-    known = {n: info for n, info in methods().items() if info.kind == kind}
+    known = {
+        n: i for n, i in methods().items() if i.kind == kind or (i.plugs and kind == "plug-in")
+    }
     if name not in known:
         other = methods().get(name)
         if other is not None:

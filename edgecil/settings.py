@@ -6,6 +6,7 @@ manifest and a bundle tell the same story.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
@@ -70,6 +71,12 @@ class Augment:
     brightness: float = 0.0
     contrast: float = 0.0
 
+    @property
+    def view_count(self) -> int | None:
+        """How many views of an image there are: 1, 2 with its mirror image, None for many."""
+        finite = self.crop == "centre" and not (self.brightness or self.contrast)
+        return (2 if self.flip else 1) if finite else None
+
     @classmethod
     def for_size(cls, size: int) -> Self:
         """Return pad-and-crop below 96 pixels and random-resized crop from there on."""
@@ -126,11 +133,15 @@ class Training:
     optim: Optim = Optim()
     min_steps: int = 400
 
-    def epochs_for(self, images: int) -> int:
-        """Return the number of epochs for a view of ``images`` images."""
-        if self.epochs is not None:
-            return self.epochs
-        return max(20, -(-self.min_steps // self.steps_for(images)))
+    def epochs_for(self, images: int, part: float = 1.0) -> int:
+        """Return the number of epochs for a view of ``images`` images: ``part`` of all, at least 1.
+
+        Halves are rounded up.
+        """
+        whole = self.epochs
+        if whole is None:
+            whole = max(20, -(-self.min_steps // self.steps_for(images)))
+        return whole if part == 1 else max(1, math.floor(part * whole + 0.5))
 
     def steps_for(self, images: int) -> int:
         """Return the steps of one epoch; the last, smaller batch counts when it has >= 2 images."""

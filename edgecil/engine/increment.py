@@ -18,7 +18,7 @@ from edgecil.engine import state
 from edgecil.engine.events import Note, Stage
 from edgecil.engine.loop import PhaseRun, Session
 from edgecil.engine.selection import store_exemplars
-from edgecil.errors import TrainingError
+from edgecil.errors import BudgetError, TrainingError
 from edgecil.memory.budget import Budget
 from edgecil.memory.store import Store
 from edgecil.method import Classes, Context, Phase, Recipe, Setup
@@ -27,6 +27,7 @@ from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.taps import freeze
 from edgecil.settings import Training
+from edgecil.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         autocast=session.compute.autocast,
         loader=loader,
         note=note,
+        view_count=session.augment.view_count,
     )
 
 
@@ -120,6 +122,7 @@ def measure(ctx: Context, run: PhaseRun | None, session: Session) -> None:
     found = {
         "teachers": _tensor_bytes(list(ctx.teachers.values())),
         "modules": _tensor_bytes(list(ctx.modules.values())),
+        "caches": sum(t.nbytes for t in ctx.by_view.values()),
     }
     if run is not None:
         found["optimiser"] = sum(t.nbytes for t in run.optimisers.tensors().values())
@@ -176,6 +179,17 @@ def _check_finite(net: Net) -> None:
             )
 
 
+def _check_budget(task: Task, kept: Store) -> None:
+    # Exemplars are chosen to fit; what else is kept has the size it has.
+    limit, size = task.budget.bytes, kept.report().kept_bytes
+    if limit is not None and size > limit:
+        raise BudgetError(
+            f"{task.recipe.name} keeps {format_bytes(size)} after {task.classes.increment} "
+            f"increments, the budget is {format_bytes(limit)}",
+            hint="raise --memory-budget, or take a method that keeps nothing: lwm, lwf-mc",
+        )
+
+
 def begin(
     task: Task, sets: dict[str, ImageSet], session: Session
 ) -> tuple[Context, tuple[Phase, ...]]:
@@ -228,6 +242,7 @@ def train(
         session.listener(Stage("choosing exemplars"))
         per_class = store_exemplars(ctx, task.recipe.selection, task.budget, paths)
     task.recipe.end(ctx)
+    _check_budget(task, ctx.keeps)
     rule = task.recipe.rule(ctx).eval()
     session.seconds += time.monotonic() - start
     model = Model(ctx.net, rule, ctx.keeps)

@@ -58,9 +58,11 @@ def view_of(ctx: Context, phase: Phase) -> ImageSet | None:
     """Return the images of a phase's view."""
     if phase.view is None or callable(phase.view):
         return phase.view(ctx) if phase.view else None
-    parts = [ctx.sets[name] for name in phase.view.split("+")]
-    parts = [part for part in parts if len(part)]
-    return parts[0] if len(parts) == 1 else concat(parts)
+    if phase.view not in ctx.sets:  # joined once: phases that share a view share its caches
+        parts = [ctx.sets[name] for name in phase.view.split("+")]
+        parts = [part for part in parts if len(part)]
+        ctx.sets[phase.view] = parts[0] if len(parts) == 1 else concat(parts)
+    return ctx.sets[phase.view]
 
 
 class _Tally:
@@ -100,12 +102,13 @@ class PhaseRun:
     def __init__(self, ctx: Context, phase: Phase, number: int, session: Session) -> None:
         self.ctx, self.phase, self.number, self.session = ctx, phase, number, session
         images = view_of(ctx, phase)
+        ctx.show(images)
         self.loader = images and Loader(
             images, session.preprocess, session.augment, phase.training.batch_size, ctx.device
         )
         self.images = len(images) if images else 0
         self.per_epoch = self.loader.steps if self.loader else 1
-        epochs = phase.training.epochs_for(self.images) if self.loader else 0
+        epochs = phase.training.epochs_for(self.images, phase.part) if self.loader else 0
         self.steps = epochs * self.per_epoch if phase.steps is None else phase.steps
         self.optimisers = Optimisers(ctx, phase)
         ctx.net.train(phase.mode == "train")
@@ -137,6 +140,7 @@ class PhaseRun:
     def step(self, step: int) -> None:
         """Execute one step of the phase."""
         torch.manual_seed(stream_seed(*self._key(), "step", step))
+        self.ctx.step = step
         batch = self._batch(step)
         world = self.session.world
         share = self._share(batch, step) if batch is not None else 1 / world.size

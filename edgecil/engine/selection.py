@@ -9,22 +9,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgecil.data.images import ImageSet
-from edgecil.exemplars import build_exemplars
+from edgecil.exemplars import build_exemplars, interleave
 from edgecil.memory.budget import Budget, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions
 from edgecil.memory.store import Store
 from edgecil.method import Context, Selection
-from edgecil.nets.build import build, shapes
+from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
 
 
 def dimensions(spec: NetSpec, groups: tuple[int, ...], side: int, exemplars: int = 0) -> Dimensions:
     """Return the sizes of everything a method may keep; ``side`` is a stored image's edge."""
-    with torch.device("meta"):
-        features = build(spec, 1).feature_dim
-    return Dimensions(groups, features, side, side, exemplars, shapes(spec, sum(groups)))
+    channels = stage_channels(spec)
+    early = {f"D_{number}": width for number, width in enumerate(channels, start=1)}
+    trees = shapes(spec, sum(groups))
+    return Dimensions(groups, channels[-1], side, side, exemplars, trees, early)
 
 
 def _most(budget: Budget, sizes: Sequence[int], codec: str, side: int) -> int | None:
@@ -50,9 +52,20 @@ def _ranked(ctx: Context, selection: Selection, most: int | None) -> list[NDArra
         if features is not None:
             # At least one, so that a budget for none is refused with the figure that would do.
             wanted = len(rows) if most is None else min(len(rows), max(1, most))
-            rows = rows[selection.rank(features[rows], wanted, ctx.stream(f"rank-{label}"))]
+            parts = _parts(ctx, selection, rows)
+            generator = ctx.stream(f"rank-{label}")
+            ranks = [part[selection.rank(features[part], wanted, generator)] for part in parts]
+            rows = interleave(ranks, [len(part) for part in parts])[:wanted]
         ranked.append(rows.numpy())
     return ranked
+
+
+def _parts(ctx: Context, selection: Selection, rows: Tensor) -> list[Tensor]:
+    """Return the rows of a class in the parts that are ranked apart."""
+    if selection.apart is None:
+        return [rows]
+    flags = torch.from_numpy(ctx.columns[selection.apart])[rows]
+    return [rows[~flags], rows[flags]]
 
 
 class _Pictures:

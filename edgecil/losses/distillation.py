@@ -33,3 +33,20 @@ def sigmoid_losses(
         soft = torch.sigmoid(teacher[:, :old].float())
         losses["distillation"] = binary_cross_entropy(logits[:, :old], soft)
     return losses
+
+
+def auxiliary_losses(
+    logits: Tensor, labels: Tensor, old: int, teacher: Tensor | None
+) -> dict[str, Tensor]:
+    """Return M2KD's ``auxiliary classification`` and ``auxiliary distillation`` (eq. (3)).
+
+    ``logits`` ``(N, width)`` are those of the side head. As :func:`sigmoid_losses`, but the
+    ground truth reaches all units, so that the old ones have two targets that add up. The
+    factor alpha of the classification is left out.
+    """
+    truth = one_hot(labels, 0, logits.shape[1])
+    losses = {"auxiliary classification": binary_cross_entropy(logits, truth)}
+    if teacher is not None:
+        soft = torch.sigmoid(teacher[:, :old].float())
+        losses["auxiliary distillation"] = binary_cross_entropy(logits[:, :old], soft)
+    return losses

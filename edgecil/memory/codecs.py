@@ -67,6 +67,15 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class Growing(Codec, Protocol):
+    """A codec whose bound depends on how many increments there were."""
+
+    def after(self, increments: int) -> Codec:
+        """Return the codec with the bound that holds after so many increments."""
+        ...
+
+
+@runtime_checkable
 class ItemCodec(Codec, Protocol):
     """Encodes uint8 images ``(H, W, 3)`` one by one."""
 
@@ -174,13 +183,16 @@ def split_blob(parts: Parts) -> list[bytes]:
 
 
 def get(name: str) -> Codec:
-    """Return the codec of a name: raw, png, webp-lossless, jpeg-1 to jpeg-100, reference.
+    """Return the codec of a name: of images raw, png, webp-lossless, jpeg-1 to jpeg-100 and
+    reference, of numbers raw, narrow and labels-0.1 to labels-0.9.
 
     Raises:
         UsageError: there is no such codec.
     """
-    from edgecil.memory import pictures, references
+    from edgecil.memory import compact, pictures, references
 
+    if match := re.fullmatch(r"labels-(0\.\d+|\de-\d+)", name):
+        return compact.Labels(float(match[1]))
     if match := re.fullmatch(r"jpeg-([1-9]\d?|100)", name):
         return pictures.jpeg(int(match[1]))
     makers: dict[str, Callable[[], Codec]] = {
@@ -188,6 +200,7 @@ def get(name: str) -> Codec:
         "png": pictures.png,
         "webp-lossless": pictures.webp_lossless,
         "reference": references.Reference,
+        "narrow": compact.Narrow,
     }
     if name not in makers:
         known = ", ".join([*makers, "jpeg-NN with NN in 1..100"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,7 +23,9 @@ class Field:
 
     ``shape`` holds numbers and symbols, or names a tree of :class:`Dimensions` (such as
     ``"conv-weights"``) of which every array is stored. With ``per_increment`` there is one
-    array (or tree) for each increment, and ``C_new``, ``C`` and ``T`` are as of that increment.
+    array (or tree) for each increment, and ``C_new``, ``C`` and ``T`` are as of that increment;
+    ``first`` drops those before it, as far as there are later ones, and ``newest`` False the
+    newest, where the classifier holds it.
     ``scope`` says whether the bytes are kept memory or part of the classifier itself.
 
     Raises:
@@ -36,6 +38,8 @@ class Field:
     dtype: str = "F32"
     codec: str = "raw"
     per_increment: bool = False
+    first: int = 1
+    newest: bool = True
     scope: Literal["kept", "classifier"] = "kept"
 
     def __post_init__(self) -> None:
@@ -46,6 +50,12 @@ class Field:
             container.layout({self.name: (self.dtype, (1,))})
         except KeyError:
             raise ValueError(f"field {self.name}: unknown dtype {self.dtype!r}") from None
+
+    def increments(self, count: int) -> Sequence[int | None]:
+        """Return the increments it is kept for after ``count`` of them; [None] when for all."""
+        if not self.per_increment:
+            return [None]
+        return range(min(self.first, count), count + self.newest)
 
 
 @dataclass(frozen=True)

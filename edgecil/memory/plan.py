@@ -112,7 +112,9 @@ def field_specs(
     codec = codecs.get(field.codec)
     found: dict[str, Spec] = {}
     count = len(dimensions.increments)
-    for increment in range(1, count + 1) if field.per_increment else (None,):
+    if isinstance(codec, codecs.Growing):
+        codec = codec.after(count)
+    for increment in field.increments(count):
         shape = dimensions.shapes(field, increment)
         if isinstance(shape, Mapping):
             found[entry(field.name, None, TREE)] = ("U8", tree_index(shape).shape)

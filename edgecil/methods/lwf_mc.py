@@ -8,53 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
-from edgecil.data.images import Batch
-from edgecil.losses.distillation import sigmoid_losses
-from edgecil.method import (
-    Context,
-    Preset,
-    Recipe,
-    Term,
-    Terms,
-    needs_head,
-    one_phase,
-    previous_net,
-)
+from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, Reduction, sigmoid_recipe
+from edgecil.method import Preset, Recipe
 from edgecil.options import option
-from edgecil.settings import ABD_TRAINING, ICARL_TRAINING, SUMMED_TRAINING
+from edgecil.settings import ABD_TRAINING, ICARL_TRAINING
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of ``lwf-mc``."""
 
-    reduction: Literal["sum", "mean"] = option(
-        "sum", "add the units up, or average them (iCaRL; wants lr 2.0)", choices=("sum", "mean")
-    )
-
-
-def step(options: Options, ctx: Context, batch: Batch) -> Terms:
-    """Return iCaRL's loss on new images."""
-    teacher = ctx.teach("previous", batch.images).logits if ctx.teachers else None
-    logits = ctx.net(batch.images).logits
-    weight = 1.0 if options.reduction == "sum" else 1 / logits.shape[1]
-    losses = sigmoid_losses(logits, batch.labels, ctx.classes.old, teacher)
-    return {name: Term(value, weight) for name, value in losses.items()}
+    reduction: Reduction = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
 
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of LwF-MC."""
-    return Recipe(
-        "lwf-mc",
-        phases=one_phase(partial(step, options)),
-        head_kind="sigmoid",
-        teachers=previous_net,
-        adopt=needs_head("sigmoid"),
-        training=SUMMED_TRAINING,
-    )
+    return sigmoid_recipe("lwf-mc", options.reduction)
 
 
 PRESETS: Mapping[str, Preset] = {

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from edgecil.data.images import Batch
+from edgecil.lessons import sigmoid_terms
 from edgecil.losses.attention import attention_distance, class_attention, grad_attention
-from edgecil.losses.distillation import sigmoid_losses
 from edgecil.method import (
     Context,
     Recipe,
@@ -57,20 +57,19 @@ def attention(net: Net, outputs: Outputs, classes: Tensor, *, trains: bool) -> T
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     """Return L_C + beta L_D + gamma L_AD on new images (LwM eq. (5)), one forward per network."""
     outputs = ctx.net(batch.images)
-    if not ctx.teachers:
-        losses = sigmoid_losses(outputs.logits, batch.labels, ctx.classes.old, None)
-        return {name: Term(value) for name, value in losses.items()}
+    if ctx.previous is None:
+        return sigmoid_terms(outputs.logits, batch, ctx, None, "sum")
     teacher = ctx.teach("previous", batch.images)
-    losses = sigmoid_losses(outputs.logits, batch.labels, ctx.classes.old, teacher.logits)
+    terms = sigmoid_terms(outputs.logits, batch, ctx, teacher.logits, "sum")
     # Section 4.1: b is the base class that the *student* scores highest, for both networks.
     best = outputs.logits[:, : ctx.classes.old].argmax(dim=1)
     distance = attention_distance(
-        attention(ctx.teachers["previous"], teacher, best, trains=False).detach(),
+        attention(ctx.previous, teacher, best, trains=False).detach(),
         attention(ctx.net, outputs, best, trains=True),
     )
     return {
-        "classification": Term(losses["classification"]),
-        "distillation": Term(losses["distillation"], options.beta),
+        **terms,
+        "distillation": terms["distillation"]._replace(weight=options.beta),
         "attention": Term(distance, options.gamma),
     }
 

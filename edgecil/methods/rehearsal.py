@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from edgecil.data.images import Batch, ImageSet, concat
+from edgecil.data.images import Batch
 from edgecil.exemplars import random_ranking
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
@@ -26,6 +24,7 @@ from edgecil.method import (
 )
 from edgecil.options import option
 from edgecil.settings import ABD_TRAINING
+from edgecil.views import half_old
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,6 @@ class Options:
     oversample: bool = option(
         True, "repeat exemplars until they are as many as the new images (ABD's baseline)"
     )
-
-
-def half_old(ctx: Context) -> ImageSet:
-    """Return the new images and as many draws, with replacement, from the exemplars.
-
-    Only the draws repeat: what is stored stays unique (ABD's code re-drew its store from the
-    oversampled pool, and lost half of the distinct images in ten tasks).
-    """
-    new, kept = ctx.sets["new"], ctx.sets["kept"]
-    if not len(kept):
-        return new
-    draws = torch.randint(len(kept), (len(new),), generator=ctx.stream("oversample"))
-    return concat([new, kept.subset(draws.to(kept.labels.device))])
 
 
 def step(ctx: Context, batch: Batch) -> Terms:

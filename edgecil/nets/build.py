@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def build(spec: NetSpec, classes: int) -> Net:
 
     Raises:
         UsageError: the architecture or head is unknown, or the fixed width is too small.
-    """
         DependencyMissing: it is one of torchvision's, and torchvision cannot be imported.
+    """
     check_arch(spec.arch)
     if spec.head not in HEADS:
         raise UsageError(f"unknown head {spec.head!r}", hint=f"use {' or '.join(HEADS)}")
@@ -70,11 +71,13 @@ def build(spec: NetSpec, classes: int) -> Net:
     return Net(spec, backbone, rows if hidden is None else HiddenHead(hidden, rows))
 
 
-def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
+@cache
+def shapes(spec: NetSpec, classes: int) -> Mapping[str, Tree]:
     """Return trees of array shapes by name, for the memory plan; nothing is allocated.
 
     ``conv-weights`` are the weights of all convolutions, ``batchnorm`` scale, shift, mean and
-    variance of every batch norm, ``backbone`` the parameters below the head and ``parameters``
+    variance of every batch norm, ``folded`` what :func:`edgecil.nets.folding.folded` makes of
+    them, ``backbone`` the parameters below the head and ``parameters``
     all of them.
     """
     with torch.device("meta"):
@@ -88,7 +91,15 @@ def shapes(spec: NetSpec, classes: int) -> dict[str, Tree]:
                 trees["batchnorm"][f"{name}.{part}"] = tuple(getattr(module, part).shape)
     every = {name: tuple(p.shape) for name, p in net.named_parameters()}
     below = {name: shape for name, shape in every.items() if name.startswith("backbone.")}
-    return {**trees, "backbone": below, "parameters": every}
+    beside = {name: tuple(value.shape) for name, value in folded(net).items()}
+    return {**trees, "folded": beside, "backbone": below, "parameters": every}
+
+
+def stage_channels(spec: NetSpec) -> tuple[int, ...]:
+    """Return the channels of every stage's output; nothing is allocated."""
+    with torch.device("meta"):
+        backbone = build(spec, 1).eval().backbone
+        return tuple(stage.shape[1] for stage in backbone(torch.empty(1, 3, 64, 64)))
 
 
 def multiply_adds(net: Net, size: int) -> int:

@@ -24,6 +24,12 @@ class Outputs(NamedTuple):
     logits: Tensor
 
 
+def pooled(stage: Tensor) -> Tensor:
+    """Return the features ``(N, D)`` of a map ``(N, D, h, w)``: its mean over positions."""
+    # At least float32: class means and cosines need more than the 8 bits of bfloat16.
+    return stage.mean(dim=(2, 3), dtype=torch.promote_types(stage.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class NetSpec:
     """All that is needed to build a network again.
@@ -104,7 +110,5 @@ class Net(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Return the outputs for normalised images ``(N, 3, S, S)``."""
         stages = tuple(self.backbone(images))
-        # At least float32: class means and cosines need more than the 8 bits of bfloat16.
-        wide = torch.promote_types(stages[-1].dtype, torch.float32)
-        features = stages[-1].mean(dim=(2, 3), dtype=wide)
+        features = pooled(stages[-1])
         return Outputs(stages, stages[-1], features, self.head(features))

@@ -31,6 +31,20 @@ def batchnorm_inputs(net: nn.Module) -> Iterator[list[Tensor]]:
         yield inputs
 
 
+@contextlib.contextmanager
+def forward_outputs(net: nn.Module) -> Iterator[list[Any]]:
+    """Collect what every forward pass of ``net`` returns while the context is open.
+
+    So a plug-in sees the taps of the pass that its host makes, without a pass of its own.
+    """
+    outputs: list[Any] = []
+    hook = net.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
 def freeze(net: AnyModule) -> AnyModule:
     """Return a copy that shares nothing with ``net``, in eval mode and without gradients."""
     return copy.deepcopy(net).eval().requires_grad_(False)

@@ -18,13 +18,16 @@ LAYERS = (
     ("edgecil._version", "edgecil.errors", "edgecil.options", "edgecil.settings", "edgecil.units"),
     ("edgecil.memory",),
     ("edgecil.data", "edgecil.nets", "edgecil.losses", "edgecil.synthesis", "edgecil.exemplars",
-     "edgecil.metrics"),
+     "edgecil.metrics", "edgecil.pruning"),
     ("edgecil.method",),
+    ("edgecil.importance", "edgecil.views"),
+    ("edgecil.lessons", "edgecil.snapshots", "edgecil.auxiliary"),
     ("edgecil.methods", "edgecil.registry"),
-    ("edgecil.workspace",),
+    ("edgecil.manifest", "edgecil.workspace"),
     ("edgecil.model",),
     ("edgecil.engine",),
     ("edgecil.request", "edgecil.evaluation", "edgecil.intake", "edgecil.prepare", "edgecil.foreign",
+     "edgecil.upkeep", "edgecil.doctor",
      "edgecil.planning", "edgecil.reporting", "edgecil.exporting", "edgecil.learning",
      "edgecil.bench"),
     ("edgecil.api",),
@@ -106,7 +109,9 @@ def test_methods_import_neither_the_engine_nor_each_other():
     assert len(methods) >= 8
     allowed = ("edgecil.method", "edgecil.data", "edgecil.nets", "edgecil.losses",
                "edgecil.exemplars", "edgecil.synthesis", "edgecil.memory", "edgecil.errors",
-               "edgecil.options", "edgecil.settings", "edgecil.units")  # fmt: skip
+               "edgecil.importance", "edgecil.views", "edgecil.lessons", "edgecil.snapshots",
+               "edgecil.auxiliary", "edgecil.options",
+               "edgecil.settings", "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:
             assert any(name == a or name.startswith(a + ".") for a in allowed), f"{module}: {name}"

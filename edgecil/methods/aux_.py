@@ -1,0 +1,29 @@
+"""Auxiliary distillation: the second stage is distilled too, through a head of its own.
+
+M2KD's ablation "aux" (section 4.4), over ``lwf-mc`` or ``icarl``. Kept between increments: the
+auxiliary head, which is not part of the classifier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgecil.auxiliary import Auxiliary, add_auxiliary, keep_auxiliary
+from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, Reduction
+from edgecil.method import Recipe
+from edgecil.options import option
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``aux``."""
+
+    auxiliary: float = option(1.0, "weight lambda of the auxiliary loss (eq. (4))", low=0.0)
+    alpha: float = option(0.5, "weight of the ground truth in it (eq. (3))", low=0.0)
+    reduction: Reduction = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
+
+
+def plug(host: Recipe, options: Options) -> Recipe:
+    """Return ``host`` with auxiliary distillation from the last network."""
+    settings = Auxiliary(options.auxiliary, options.alpha, options.reduction)
+    return add_auxiliary(keep_auxiliary(host), settings)

@@ -1,0 +1,181 @@
+"""BiC: replay and distillation, then two numbers that take the bias out of the new logits.
+
+Wu et al. 2019. Kept between increments: exemplars, a tenth of which is never trained on, in any
+increment: the bias is fitted on these. The two numbers are part of the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgecil.data.images import Batch, ImageSet, concat
+from edgecil.exemplars import herding
+from edgecil.losses.bias_correction import fit_by_descent, fit_exactly
+from edgecil.losses.classification import cross_entropy
+from edgecil.losses.distillation import softmax_distillation
+from edgecil.memory.fields import Field, exemplar_fields
+from edgecil.method import (
+    Context,
+    Origin,
+    Phase,
+    Preset,
+    Recipe,
+    Selection,
+    Setup,
+    Term,
+    Terms,
+    ce_span,
+    needs_head,
+    previous_net,
+)
+from edgecil.nets.rules import CorrectedRule, Rule
+from edgecil.options import option
+from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
+from edgecil.views import first_of_each
+
+HELD = Field("exemplars.held_out", ("K",), "kept apart for the bias, never trained on", "BOOL")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``bic``."""
+
+    temperature: float = option(2.0, "T of the softened probabilities", low=0.1, high=100.0)
+    held_out: float = option(
+        0.1, "share of the images that the bias is fitted on", low=0.01, high=0.5
+    )
+    fit: Literal["exact", "early-stopped"] = option(
+        "exact", "the minimum, or 200 steps as published", choices=("exact", "early-stopped")
+    )
+    ridge: float = option(1e-3, "holds alpha near 1 in the exact fit", low=1e-6, high=10.0)
+    pairs: Literal["last", "all"] = option(
+        "last", "correct the last increment, or each by its own pair (ABD)",
+        choices=("last", "all"),
+    )  # fmt: skip
+
+
+def begin(options: Options, ctx: Context) -> None:
+    """Hold a part of every new class out."""
+    _, held = ctx.split(ctx.sets["new"], options.held_out, "held-out")
+    flags = np.zeros(len(ctx.sets["new"]), bool)
+    flags[held.cpu().numpy()] = True
+    ctx.columns[HELD.name] = flags
+
+
+def part(ctx: Context, *, held_out: bool) -> ImageSet:
+    """Return the images that are held out, or those to train on, old and new."""
+    flags = {"new": ctx.columns[HELD.name]}
+    if len(ctx.sets["kept"]):
+        flags["kept"] = ctx.kept.read(HELD.name)
+    sets = [
+        ctx.sets[name].subset(torch.from_numpy(mask == held_out).to(ctx.sets[name].labels.device))
+        for name, mask in flags.items()
+    ]
+    return concat(sets)
+
+
+def pairs(ctx: Context, kind: str) -> CorrectedRule | None:
+    """Return the correction that the student's old logits have while it learns."""
+    rule = ctx.previous_rule
+    return rule if kind == "all" and isinstance(rule, CorrectedRule) else None
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return (1 - lambda) CE and lambda KD_T with lambda = K_o / K (eqs. (1) to (3))."""
+    outputs = ctx.net(batch.images)
+    old, seen = ctx.classes.old, ctx.classes.seen
+    logits, correction = outputs.logits, pairs(ctx, options.pairs)
+    if correction is not None:
+        logits = torch.cat([correction(outputs.features, logits), logits[:, old:]], dim=1)
+    share = old / seen
+    loss = cross_entropy(logits, batch.labels, ce_span(ctx, "seen"))
+    terms = {"classification": Term(loss, 1 - share)}
+    if ctx.teachers:
+        taught = ctx.teach("previous", batch.images)
+        # The teacher is the classifier as it was: its own bias is corrected.
+        rule = ctx.previous_rule
+        target = taught.logits[:, :old]
+        if isinstance(rule, CorrectedRule):
+            target = rule(taught.features, taught.logits)
+        value = softmax_distillation(target, logits[:, :old], options.temperature)
+        terms["distillation"] = Term(value, share)
+    return terms
+
+
+def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
+    """Return training on what is not held out; the bias is a fit, not a phase."""
+    view = partial(part, held_out=False)
+    return (Phase("train", partial(step, options), setup.training, view),)
+
+
+def rule(options: Options, ctx: Context) -> Rule:
+    """Return the corrected logits, fitted on equally many held-out images of every class.
+
+    The network is frozen and the images are not changed, so their logits are constants.
+    """
+    old, seen = ctx.classes.old, ctx.classes.seen
+    before = pairs(ctx, options.pairs) or CorrectedRule.identity(old)
+    pair = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    images = part(ctx, held_out=True)
+    counts = torch.bincount(images.labels.cpu(), minlength=seen)
+    if old and int(counts.min()):
+        chosen = images.subset(first_of_each(images.labels, int(counts.min())))
+        with torch.no_grad():
+            logits = ctx.net.head(ctx.features(chosen))[:, :seen].double().cpu()  # type: ignore[operator]
+        logits[:, :old] = logits[:, :old] * before.scale.double().cpu() + before.shift.cpu()
+        pair = fit(options, logits, chosen.labels.cpu(), slice(old, seen))
+        ctx.note(f"bias correction: alpha {pair[0]:.3f}, beta {pair[1]:.3f}")
+    elif old:
+        ctx.note("no held-out image of some class: the bias is not corrected")
+    new = torch.ones(seen - old)
+    return CorrectedRule(
+        torch.cat([before.scale.cpu(), float(pair[0]) * new]),
+        torch.cat([before.shift.cpu(), float(pair[1]) * new]),
+    )
+
+
+def fit(options: Options, logits: Tensor, labels: Tensor, new: slice) -> Tensor:
+    """Return (alpha, beta)."""
+    if options.fit == "exact":
+        return fit_exactly(logits, labels, new, options.ridge)
+    return fit_by_descent(logits, labels, new)
+
+
+def adopt(origin: Origin) -> str | None:
+    """Accept softmax networks with exemplars of which some were never trained on."""
+    reason = needs_head("softmax")(origin)
+    if reason is None and HELD.name not in origin.kept_fields:
+        reason = "it needs exemplars of the old classes that were never trained on"
+    return reason
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of BiC."""
+    return Recipe(
+        "bic",
+        phases=partial(phases, options),
+        teachers=previous_net,
+        fields=(*exemplar_fields(), HELD),
+        selection=Selection(partial(herding, normalise=False), apart=HELD.name),
+        begin=partial(begin, options),
+        rule=partial(rule, options),
+        adopt=adopt,
+    )
+
+
+PRESETS: Mapping[str, Preset] = {
+    # BiC on CIFAR-100 as FACIL quotes it: 250 epochs, divided by 10 after 100, 150 and 200.
+    "bic": Preset(
+        Training(250, 128, Optim(0.1, 0.9, 2e-4, Schedule("step", (0.4, 0.6, 0.8)))),
+        options={"fit": "early-stopped"},
+        arch="resnet32",
+    ),
+    "abd": Preset(ABD_TRAINING, options={"fit": "early-stopped", "pairs": "all"}, arch="resnet32"),
+}

@@ -1,0 +1,55 @@
+"""EWC: weights that the old classes need are held in place by their Fisher information.
+
+Kept between increments: the diagonal of the Fisher information of the backbone; the anchor is
+the current version itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from edgecil.data.images import Batch
+from edgecil.importance import FIELD, fisher, keep, needs_importance, pull
+from edgecil.losses.classification import cross_entropy
+from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase
+from edgecil.options import option
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``ewc``."""
+
+    strength: float = option(5000.0, "lambda, the stiffness (eq. (3) has lambda / 2)", low=0.0)
+    ce_scope: Literal["new", "seen"] = option(
+        "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
+    )
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return the cross-entropy on new images and the pull towards the old weights."""
+    logits = ctx.net(batch.images).logits
+    span = ce_span(ctx, options.ce_scope)
+    terms = {"classification": Term(cross_entropy(logits, batch.labels, span))}
+    if ctx.classes.old:
+        # Kirkpatrick et al. 2017, eq. (3).
+        terms["consolidation"] = Term(pull(ctx), options.strength / 2, to=("backbone",))
+    return terms
+
+
+def remember(ctx: Context) -> None:
+    """Keep the mean Fisher information over all classes so far, each class counting alike."""
+    share = ctx.classes.old / ctx.classes.seen
+    keep(ctx, fisher(ctx, ctx.sets["new"]), share, 1 - share)
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of EWC."""
+    return Recipe(
+        "ewc",
+        phases=one_phase(partial(step, options)),
+        fields=(FIELD,),
+        end=remember,
+        adopt=needs_importance,
+    )

@@ -1,0 +1,142 @@
+"""LUCIR: cosine head, features that keep their direction, and a margin to the new classes.
+
+Hou et al. 2019. Kept between increments: exemplars in herding order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from edgecil.data.images import Batch
+from edgecil.exemplars import herding
+from edgecil.losses.classification import cross_entropy
+from edgecil.losses.cosine import imprinted, less_forget, less_forget_weight, margin_ranking
+from edgecil.memory.fields import exemplar_fields
+from edgecil.method import (
+    Context,
+    Phase,
+    Preset,
+    Recipe,
+    Selection,
+    Setup,
+    Term,
+    Terms,
+    ce_span,
+    needs_head,
+    previous_net,
+)
+from edgecil.options import option
+from edgecil.settings import Optim, Schedule, Training
+from edgecil.views import balanced, remember_trained
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``lucir``."""
+
+    less_forget: float = option(
+        5.0, "weight of the less-forget term, times sqrt(K_o / K_n) (ImageNet: 10)", low=0.0
+    )
+    ranking: float = option(1.0, "weight of the margin ranking", low=0.0)
+    margin: float = option(0.5, "m of the margin ranking, as a cosine", low=0.0, high=2.0)
+    hardest: int = option(2, "new classes each image is ranked against", low=1, high=100)
+    imprint: bool = option(True, "start new rows from the mean features of their classes")
+    finetuning: bool = option(False, "fine-tune the head on equally many images of each class")
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return cross-entropy, less-forget term and margin ranking."""
+    outputs = ctx.net(batch.images)
+    old, new = ctx.classes.old, ctx.classes.new
+    span = ce_span(ctx, "seen")
+    terms = {"classification": Term(cross_entropy(outputs.logits, batch.labels, span))}
+    if ctx.teachers:
+        taught = ctx.teach("previous", batch.images).features
+        weight = less_forget_weight(options.less_forget, old, new)
+        term = less_forget(taught, outputs.features)
+        terms["less-forget"] = Term(term, weight, to=("backbone",))
+        if bool((batch.labels < old).any()):
+            cosines = ctx.net.head.cosines(outputs.features)[:, : old + new]  # type: ignore[operator]
+            term = margin_ranking(cosines, batch.labels, old, options.margin, options.hardest)
+            terms["margin ranking"] = Term(term, options.ranking)
+    return terms
+
+
+def finetune_step(ctx: Context, batch: Batch) -> Terms:
+    """Return the cross-entropy on balanced images, for the head alone."""
+    with torch.no_grad():
+        features = ctx.net(batch.images).features
+    logits = ctx.net.head(features)  # type: ignore[operator]
+    loss = cross_entropy(logits, batch.labels, ce_span(ctx, "seen"))
+    return {"balanced classification": Term(loss, to=("head",))}
+
+
+def begin(options: Options, ctx: Context) -> None:
+    """Imprint the new rows from the features of the network as it was."""
+    if options.imprint and ctx.classes.old:
+        new, head = ctx.sets["new"], ctx.net.head
+        classes = range(ctx.classes.old, ctx.classes.seen)
+        weight: Tensor = head.weight  # type: ignore[assignment]
+        with torch.no_grad():
+            rows = imprinted(
+                ctx.features(new), new.labels.to(ctx.device), classes, weight[: ctx.classes.old]
+            )
+            weight[classes.start : classes.stop] = rows
+
+
+def new_rows(ctx: Context) -> Mapping[str, Tensor]:
+    """Return the mask that holds the rows of the old classes (their learning rate is 0)."""
+    if not ctx.classes.old:
+        return {}
+    weight: Tensor = ctx.net.head.weight  # type: ignore[assignment]
+    mask = torch.ones_like(weight)
+    mask[: ctx.classes.old] = 0
+    return {"head.weight": mask}
+
+
+def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
+    """Return training, and on request fine-tuning of the head on balanced images."""
+    view = "new+kept" if setup.images["kept"] else "new"
+    train = Phase("train", partial(step, options), setup.training, view, masks=new_rows)
+    if not (options.finetuning and setup.images["kept"]):
+        return (train,)
+    # Section 4.1 of the supplement: 20 epochs at 0.01, divided by 10 after 10.
+    optim = Optim(0.01, 0.9, 5e-4, Schedule("step", (0.5,)))
+    finetune = Phase(
+        "class-balanced fine-tuning",
+        finetune_step,
+        replace(setup.training, epochs=20, optim=optim),
+        balanced,
+        trains=("head",),
+        prepare=remember_trained,
+        mode="eval",
+    )
+    return train, finetune
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of LUCIR."""
+    return Recipe(
+        "lucir",
+        phases=partial(phases, options),
+        head_kind="cosine",
+        teachers=previous_net,
+        fields=exemplar_fields(),
+        selection=Selection(herding),
+        begin=partial(begin, options),
+        adopt=needs_head("cosine"),
+    )
+
+
+# LUCIR's code: 160 epochs of CIFAR-100, divided by 10 after 80 and 120; 90 of ImageNet.
+_CIFAR = Training(160, 128, Optim(0.1, 0.9, 5e-4, Schedule("step", (0.5, 0.75))))
+_IMAGENET = Training(90, 128, Optim(0.1, 0.9, 1e-4, Schedule("step", (1 / 3, 2 / 3))))
+PRESETS: Mapping[str, Preset] = {
+    "cifar": Preset(_CIFAR, arch="resnet32-b-linear"),
+    "imagenet": Preset(_IMAGENET, options={"less_forget": 10.0}, arch="resnet18-linear"),
+}

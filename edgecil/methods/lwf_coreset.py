@@ -1,0 +1,76 @@
+"""LwF beside replayed exemplars: softened old outputs on new images and exemplars alike.
+
+Kept between increments: exemplars and their labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from edgecil.data.images import Batch
+from edgecil.exemplars import herding, random_ranking
+from edgecil.losses.classification import cross_entropy
+from edgecil.losses.distillation import softmax_distillation
+from edgecil.memory.fields import exemplar_fields
+from edgecil.method import (
+    Context,
+    Preset,
+    Recipe,
+    Selection,
+    Term,
+    Terms,
+    ce_span,
+    needs_head,
+    one_phase,
+    previous_net,
+)
+from edgecil.options import option
+from edgecil.settings import ABD_TRAINING
+from edgecil.views import half_old
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``lwf-coreset``."""
+
+    temperature: float = option(2.0, "T of the softened probabilities", low=0.1, high=100.0)
+    kd_weight: float = option(1.0, "weight of the distillation", low=0.0)
+    ranking: Literal["herding", "random"] = option(
+        "herding", "which exemplars are kept (ABD: random)", choices=("herding", "random")
+    )
+    oversample: bool = option(
+        True, "repeat exemplars until they are as many as the new images (ABD's baseline)"
+    )
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return the cross-entropy over all seen classes and KD_T over the old units."""
+    logits = ctx.net(batch.images).logits
+    old = ctx.classes.old
+    terms = {"classification": Term(cross_entropy(logits, batch.labels, ce_span(ctx, "seen")))}
+    if ctx.teachers:
+        teacher = ctx.teach("previous", batch.images).logits
+        distilled = softmax_distillation(teacher[:, :old], logits[:, :old], options.temperature)
+        terms["distillation"] = Term(distilled, options.kd_weight)
+    return terms
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of LwF with a coreset."""
+    return Recipe(
+        "lwf-coreset",
+        phases=one_phase(partial(step, options), half_old if options.oversample else "new+kept"),
+        teachers=previous_net,
+        fields=exemplar_fields(),
+        selection=Selection(herding if options.ranking == "herding" else random_ranking),
+        adopt=needs_head("softmax"),
+    )
+
+
+PRESETS: Mapping[str, Preset] = {
+    # ABD's baseline, without its shrinking coreset.
+    "abd": Preset(ABD_TRAINING, options={"ranking": "random"}, arch="resnet32"),
+}

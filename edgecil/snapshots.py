@@ -1,0 +1,395 @@
+"""Every earlier network as a teacher: multi-model distillation, and what it keeps (M2KD).
+
+A snapshot answers for the classes that its increment learned. It is defined as what decodes
+from the stored bytes: convolution weights, shared with the classifier by labels that say which
+increment owns each (or kept whole, without pruning); batch norms folded to scale and shift; and
+those rows of the heads that teach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgecil.errors import TrainingError, UsageError
+from edgecil.lessons import Lesson
+from edgecil.memory.fields import Field
+from edgecil.method import Context, ModuleSpec, Origin, Phase, Recipe, Setup
+from edgecil.nets.arithmetic import full_precision
+from edgecil.nets.folding import conv_weights, folded, put_folded
+from edgecil.nets.heads import LinearHead
+from edgecil.nets.net import Net, pooled
+from edgecil.nets.taps import freeze
+from edgecil.pruning import as_of, free_share, full_layers, take
+from edgecil.settings import Training
+
+STAGE = 1
+"""Index of the stage that the auxiliary head looks at: the second (M2KD section 4.2)."""
+TOLERANCE = 0.05
+"""How far float16 may move a logit of a snapshot; a target sigma(z) then moves by 0.0125."""
+NOTABLE_SHARE = 0.1
+"""Free part of the weights below which the user is told."""
+
+LABELS, WEIGHTS, FOLDED = "snapshots.labels", "snapshots.weights", "snapshots.folded"
+Arrays = Mapping[str, Tensor]
+
+
+class Snapshot(nn.Module):
+    """A frozen trunk with those rows of the heads that teach; calling it returns a lesson.
+
+    ``rows`` are ``head.weight`` ``(n, D)`` and ``head.bias`` ``(n,)``, and where there is an
+    auxiliary head the same of ``auxiliary``.
+    """
+
+    def __init__(self, net: Net, rows: Arrays) -> None:
+        super().__init__()
+        self.backbone = freeze(net.backbone)
+        for name, value in rows.items():
+            self.register_buffer(name.replace(".", "_"), value.detach().clone())
+        self.sided = "auxiliary.weight" in rows
+        self.eval()
+
+    def _logits(self, head: str, stage: Tensor) -> Tensor:
+        features = pooled(stage)
+        with full_precision(features):
+            weight, bias = getattr(self, f"{head}_weight"), getattr(self, f"{head}_bias")
+            return F.linear(features, weight, bias)
+
+    def forward(self, images: Tensor) -> Lesson:
+        """Return the logits of the classes it teaches for images ``(N, 3, S, S)``."""
+        stages = self.backbone(images)
+        side = self._logits("auxiliary", stages[STAGE]) if self.sided else None
+        return Lesson(self._logits("head", stages[-1]), side)
+
+
+class Snapshots(nn.Module):
+    """Several snapshots as one teacher: each answers for its own classes, in order (eq. (2))."""
+
+    def __init__(self, members: Sequence[Snapshot]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Lesson:
+        """Return the logits of all old classes for images ``(N, 3, S, S)``."""
+        lessons = [member(images) for member in self.members]
+        logits = torch.cat([lesson.logits for lesson in lessons], dim=1)
+        sides = [lesson.auxiliary for lesson in lessons if lesson.auxiliary is not None]
+        return Lesson(logits, torch.cat(sides, dim=1) if sides else None)
+
+
+class Owners(nn.Module):
+    """The labels of all convolution weights, as buffers: part of the run state."""
+
+    def __init__(self, labels: Arrays) -> None:
+        super().__init__()
+        for name, value in labels.items():
+            self.register_buffer(name.replace(".", "/"), value)
+
+    def labels(self) -> dict[str, Tensor]:
+        """Return the labels by the name of their weight; changing them in place is lasting."""
+        return {name.replace("/", "."): value for name, value in self.named_buffers()}
+
+
+@dataclass(frozen=True)
+class History:
+    """Which snapshots are kept, and how.
+
+    ``pruning`` is the part of the free weights that every increment leaves free; 0 prunes
+    nothing and keeps snapshots whole. The ``skip`` oldest ones are dropped, and the oldest
+    that is kept teaches their classes.
+    """
+
+    pruning: float
+    skip: int = 0
+    auxiliary: bool = False
+    """Whether there is an auxiliary head, whose rows are kept too."""
+    finetune_lr: float = 0.2
+    """Learning rate of the fine-tuning after pruning, as a part of the training's."""
+    decay_base_only: bool = False
+    """Weight decay in the first increment only."""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the arrays of head rows."""
+        heads = ("head", "auxiliary") if self.auxiliary else ("head",)
+        return tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias"))
+
+    def fields(self) -> tuple[Field, ...]:
+        """Return the declaration of all that is kept."""
+        first = self.skip + 1
+        trunk = Field(
+            LABELS, "conv-weights", "which increment owns each weight", "U8",
+            f"labels-{self.pruning:g}",
+        ) if self.pruning else Field(
+            WEIGHTS, "conv-weights", "weights of every snapshot but the newest",
+            per_increment=True, first=first, newest=False,
+        )  # fmt: skip
+        norms = Field(
+            FOLDED, "folded", "scale and shift of every snapshot", codec="narrow",
+            per_increment=True, first=first,
+        )  # fmt: skip
+        return (trunk, norms, *(self._rows_field(name) for name in self.rows))
+
+    @staticmethod
+    def _rows_field(name: str) -> Field:
+        head, part = name.split(".")
+        width = {"head": "D", "auxiliary": "D_2"}[head]
+        shape = ("C", width) if part == "weight" else ("C",)
+        return Field(row_field(name), shape, f"{head} rows that teach", codec="narrow")
+
+    def goes_on(self, increment: int) -> bool:
+        """Return whether snapshots before ``increment`` are kept beside it."""
+        return increment > self.skip + 1
+
+
+def row_field(name: str) -> str:
+    """Return the field that keeps rows such as ``head.weight``."""
+    return f"snapshots.{name}"
+
+
+def _tensors(ctx: Context, arrays: Mapping[str, object]) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(array).to(ctx.device) for name, array in arrays.items()}
+
+
+def _rebuild(net: Net, weights: Arrays, norms: Arrays, rows: Arrays) -> Snapshot:
+    snapshot = Snapshot(net, rows)
+    # Names begin with "backbone.", which a snapshot has too.
+    with torch.no_grad():
+        for name, parameter in conv_weights(snapshot).items():
+            parameter.copy_(weights[name])
+    put_folded(snapshot, norms)
+    return snapshot
+
+
+def _old_weights(history: History, ctx: Context, increment: int) -> dict[str, Tensor]:
+    """Return the convolution weights of a snapshot from the network before and what is kept."""
+    assert ctx.previous is not None
+    weights: dict[str, Tensor] = dict(conv_weights(ctx.previous))
+    if history.pruning:
+        labels = _tensors(ctx, ctx.kept.read(LABELS))
+        return {name: as_of(weight, labels[name], increment) for name, weight in weights.items()}
+    if increment == ctx.classes.increment - 1:
+        return weights
+    return _tensors(ctx, ctx.kept.read(WEIGHTS, increment))
+
+
+def teachers(history: History, ctx: Context) -> dict[str, nn.Module]:
+    """Return all kept snapshots as the one teacher ``previous``; none at the base."""
+    if ctx.previous is None:
+        return {}
+    rows = _tensors(ctx, {name: ctx.kept.read(row_field(name)) for name in history.rows})
+    members, start = [], 0
+    for increment in ctx.kept.increments(FOLDED):
+        stop = ctx.classes.spans[increment - 1].stop
+        members.append(
+            _rebuild(
+                ctx.previous,
+                _old_weights(history, ctx, increment),
+                _tensors(ctx, ctx.kept.read(FOLDED, increment)),
+                {name: values[start:stop] for name, values in rows.items()},
+            )
+        )
+        start = stop
+    return {"previous": Snapshots(members)}
+
+
+def _settled(ctx: Context, norms: Arrays, rows: Arrays) -> tuple[Arrays, Arrays]:
+    """Return both rounded to float16 where the snapshot's logits stay within the tolerance."""
+
+    def short(values: Arrays) -> dict[str, Tensor]:
+        return {name: value.half().float() for name, value in values.items()}
+
+    weights = conv_weights(ctx.net)
+    images = next(iter(ctx.loader(ctx.sets["new"])))
+    exact = _rebuild(ctx.net, weights, norms, rows)(images)
+    rounded = _rebuild(ctx.net, weights, short(norms), short(rows))(images)
+    pairs = [(a, b) for a, b in zip(exact, rounded, strict=True) if a is not None]
+    moved = max(float((a - b).abs().max()) for a, b in pairs)
+    if moved <= TOLERANCE:
+        return short(norms), short(rows)
+    ctx.note(
+        f"snapshot {ctx.classes.increment} is kept in float32: in float16 a logit moves by "
+        f"{moved:.2f}, more than {TOLERANCE}"
+    )
+    return norms, rows
+
+
+@torch.no_grad()
+def keep(history: History, ctx: Context) -> None:
+    """Write the snapshot of this increment, and the earlier ones again."""
+    increment, goes_on = ctx.classes.increment, history.goes_on(ctx.classes.increment)
+    own = slice(ctx.classes.old if goes_on else 0, ctx.classes.seen)
+    heads = {"head": ctx.net.head, "auxiliary": ctx.modules.get("auxiliary")}
+    rows = {}
+    for name in history.rows:
+        head, part = name.split(".")
+        rows[name] = getattr(heads[head], part)[own].detach()
+    norms, rows = _settled(ctx, folded(ctx.net), rows)  # type: ignore[assignment]
+    if goes_on:
+        ctx.keeps.copy(FOLDED, ctx.kept)
+    ctx.keeps.write(FOLDED, _arrays(norms), increment)
+    for name, values in _arrays(rows).items():
+        before = [ctx.kept.read(row_field(name))] if goes_on else []
+        ctx.keeps.write(row_field(name), np.concatenate([*before, values]))
+    if history.pruning:
+        owners = ctx.modules["owners"]
+        assert isinstance(owners, Owners)
+        ctx.keeps.write(LABELS, _arrays(owners.labels()))
+    elif goes_on:
+        assert ctx.previous is not None
+        if WEIGHTS in ctx.kept:
+            ctx.keeps.copy(WEIGHTS, ctx.kept)
+        ctx.keeps.write(WEIGHTS, _arrays(conv_weights(ctx.previous)), increment - 1)
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    # In C order: labels of weights in channels_last would be flattened in another one.
+    return {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
+
+
+def _owners(ctx: Context) -> Owners:
+    if LABELS in ctx.kept:
+        return Owners({name: torch.from_numpy(a) for name, a in ctx.kept.read(LABELS).items()})
+    weights = conv_weights(ctx.net)
+    return Owners({n: torch.zeros(w.shape, dtype=torch.uint8) for n, w in weights.items()})
+
+
+def _prune(history: History, ctx: Context) -> None:
+    """Take the largest free weights for this increment, and make the others zero."""
+    owners, increment = ctx.modules["owners"], ctx.classes.increment
+    assert isinstance(owners, Owners)
+    weights = conv_weights(ctx.net)
+    for name, labels in owners.labels().items():
+        labels.copy_(take(weights[name], labels, increment, history.pruning))
+        weights[name].data.copy_(as_of(weights[name], labels, increment))
+
+
+def _owned_by(who: Callable[[Context], int], ctx: Context) -> dict[str, Tensor]:
+    owners = ctx.modules["owners"]
+    assert isinstance(owners, Owners)
+    return {name: labels == who(ctx) for name, labels in owners.labels().items()}
+
+
+def _nobody(ctx: Context) -> int:
+    return 0
+
+
+def _this_increment(ctx: Context) -> int:
+    return ctx.classes.increment
+
+
+def _check(history: History, ctx: Context) -> None:
+    """Refuse a network that cannot be kept, or that has no weights left to learn with."""
+    if not isinstance(ctx.net.head, LinearHead):
+        raise UsageError(
+            "multi-model distillation keeps the rows of a linear head, this network's is "
+            f"{type(ctx.net.head).__name__}",
+            hint="--arch resnet32 or another residual network",
+        )
+    if not history.pruning or LABELS not in ctx.kept:
+        return
+    labels = {name: torch.from_numpy(a) for name, a in ctx.kept.read(LABELS).items()}
+    share, full = free_share(labels), full_layers(labels, history.pruning)
+    done = ctx.classes.increment - 1
+    if full:
+        raise TrainingError(
+            f"{done} increments left {share:.2%} of the weights free, and none to take in "
+            f"{len(full)} layers, such as {full[0]}",
+            hint="a new workspace with a higher --set pruning=0.9, or with pruning=0, lasts longer",
+        )
+    if share < NOTABLE_SHARE:
+        ctx.note(f"{done} increments left {share:.1%} of the weights free to learn with")
+
+
+def add_snapshots(host: Recipe, history: History) -> Recipe:
+    """Return ``host`` with all earlier snapshots as its teacher.
+
+    Raises:
+        UsageError: the host asks its teacher for more than logits.
+    """
+    check_host(host, "multi-model distillation")
+
+    def begin(ctx: Context) -> None:
+        host.begin(ctx)
+        _check(history, ctx)
+
+    def end(ctx: Context) -> None:
+        host.end(ctx)
+        keep(history, ctx)
+
+    modules = (ModuleSpec("owners", _owners),) if history.pruning else ()
+    return replace(
+        host,
+        fields=(*host.fields, *history.fields()),
+        modules=(*host.modules, *modules),
+        phases=partial(_phases, history, host),
+        teachers=partial(teachers, history),
+        asks_lessons=False,
+        begin=begin,
+        end=end,
+        adopt=continues(host, history.fields()),
+    )
+
+
+def _phases(history: History, host: Recipe, setup: Setup) -> tuple[Phase, ...]:
+    """Return the host's phases on free weights, and fine-tuning of what pruning left (4.2)."""
+    later = setup.classes.increment > 1
+    phases = host.phases(setup)
+    if history.decay_base_only and later:
+        phases = tuple(replace(p, training=p.training.updated(weight_decay=0.0)) for p in phases)
+    if not history.pruning:
+        return phases
+    # At the base all weights are free.
+    masks = partial(_owned_by, _nobody) if later else None
+    fine_tuning = replace(
+        phases[-1], name="fine-tune", prepare=partial(_prune, history), part=0.5,
+        training=_gentle(phases[-1].training, history.finetune_lr),
+        masks=partial(_owned_by, _this_increment),
+    )  # fmt: skip
+    return (*(replace(p, masks=masks) for p in phases), fine_tuning)
+
+
+def _gentle(training: Training, part: float) -> Training:
+    """Return the training at ``part`` of its learning rate, without further steps down."""
+    optim = training.optim
+    schedule = replace(optim.schedule, milestones=())
+    return replace(training, optim=replace(optim, lr=part * optim.lr, schedule=schedule))
+
+
+def check_host(host: Recipe, what: str) -> None:
+    """Do nothing for a host whose teachers a plug-in may replace.
+
+    Raises:
+        UsageError: the host has no such teachers, or they were replaced before.
+    """
+    if not host.asks_lessons:
+        raise UsageError(
+            f"{what} cannot be laid over {host.name}",
+            hint="hosts are lwf-mc and icarl; m2kd has all parts at once, see its options",
+        )
+
+
+def continues(host: Recipe, fields: tuple[Field, ...]) -> Callable[[Origin], str | None]:
+    """Return an ``adopt`` that wants the host's origin, and ``fields`` kept as declared."""
+
+    def adopt(origin: Origin) -> str | None:
+        reason = host.adopt(origin)
+        # Nothing is kept for an increment that has no later one yet.
+        wanted = {f.name: f for f in fields if f.newest}
+        kept = {f.name: f for f in origin.kept}
+        if reason is not None:
+            return reason
+        if not wanted.keys() <= kept.keys():
+            return "its teachers are the snapshots of all increments, and they were not kept"
+        if any(replace(kept[n], why="") != replace(f, why="") for n, f in wanted.items()):
+            return "the snapshots were kept with other settings of pruning or skip"
+        return None
+
+    return adopt
