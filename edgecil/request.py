@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -161,10 +161,14 @@ class LearnRequest:
             values = data.pop("request")
             if values["class_order"] is not None:
                 values["class_order"] = tuple(values["class_order"])
-            kinds = {"training": Training, "augment": Augment, "preprocess": Preprocess}
-            for name, kind in kinds.items():
+            readers: dict[str, Callable[[Any], Any]] = {
+                "training": Training.from_json,
+                "augment": Augment.from_json,
+                "preprocess": Preprocess.from_json,
+            }
+            for name, read in readers.items():
                 if values[name] is not None:
-                    values[name] = kind.from_json(values[name])
+                    values[name] = read(values[name])
             return cls(**values), data
         except (ValueError, KeyError, TypeError) as error:
             raise WorkspaceError(f"{path} is damaged: {error}", hint="use --discard") from None

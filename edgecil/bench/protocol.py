@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -185,7 +185,7 @@ def _made(name: str, values: Mapping[str, Any]) -> Protocol:
     if unknown is not None:
         raise UsageError(f"{name}: unknown key {unknown!r}", hint=nearest(unknown, known))
     made = _frozen(values)
-    readers = {
+    readers: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "training": _training,
         "augment": lambda part: Augment(**part),
         "preprocess": lambda part: Preprocess(**part),

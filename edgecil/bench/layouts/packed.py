@@ -36,7 +36,7 @@ def unpack(parts: Mapping[str, Packed], names: Sequence[str], cache: Path) -> Li
     for part, packed in parts.items():
         found[part] = {}
         for label, name in enumerate(names):
-            rows = np.flatnonzero(packed.labels == label)
+            rows = np.flatnonzero(packed.labels == label).tolist()
             folder = cache / part / name
             if not folder.is_dir():
                 _write(packed.pixels, rows, folder)
@@ -54,7 +54,7 @@ def _file(row: int) -> str:
     return f"{row:05d}.png"
 
 
-def _write(pixels: NDArray[np.uint8], rows: NDArray[np.int64], folder: Path) -> None:
+def _write(pixels: NDArray[np.uint8], rows: Sequence[int], folder: Path) -> None:
     """Write the images ``rows`` into a folder that appears when it is complete."""
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
