@@ -7,9 +7,10 @@ auxiliary head, which is not part of the classifier.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edgecil.auxiliary import Auxiliary, add_auxiliary, keep_auxiliary
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, Reduction
+from edgecil.lessons import REDUCTION_HELP, REDUCTIONS
 from edgecil.method import Recipe
 from edgecil.options import option
 
@@ -20,7 +21,7 @@ class Options:
 
     auxiliary: float = option(1.0, "weight lambda of the auxiliary loss (eq. (4))", low=0.0)
     alpha: float = option(0.5, "weight of the ground truth in it (eq. (3))", low=0.0)
-    reduction: Reduction = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
+    reduction: Literal["sum", "mean"] = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
 
 
 def plug(host: Recipe, options: Options) -> Recipe:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgecil.exemplars import herding
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, Reduction, sigmoid_recipe
+from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import Context, Preset, Recipe, Selection, argmax_rule, class_means
 from edgecil.nets.rules import NearestMeanRule, Rule
@@ -23,7 +23,7 @@ from edgecil.settings import ICARL_TRAINING
 class Options:
     """Options of ``icarl``."""
 
-    reduction: Reduction = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
+    reduction: Literal["sum", "mean"] = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
     rule: Literal["nearest-mean", "argmax"] = option(
         "nearest-mean", "classify by class means or by the head (hybrid 1)",
         choices=("nearest-mean", "argmax"),

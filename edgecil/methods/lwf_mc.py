@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, Reduction, sigmoid_recipe
+from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
 from edgecil.method import Preset, Recipe
 from edgecil.options import option
 from edgecil.settings import ABD_TRAINING, ICARL_TRAINING
@@ -19,7 +20,7 @@ from edgecil.settings import ABD_TRAINING, ICARL_TRAINING
 class Options:
     """Options of ``lwf-mc``."""
 
-    reduction: Reduction = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
+    reduction: Literal["sum", "mean"] = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
 
 
 def recipe(options: Options) -> Recipe:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from edgecil.auxiliary import Auxiliary, add_auxiliary
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, Reduction, sigmoid_recipe
+from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
 from edgecil.method import Preset, Recipe
 from edgecil.options import option
 from edgecil.settings import Augment, Optim, Schedule, Training
@@ -30,7 +31,7 @@ class Options:
     skip: int = option(0, "oldest snapshots to drop; the next one teaches their classes", low=0)
     auxiliary: float = option(1.0, "weight lambda of the auxiliary loss (eq. (4))", low=0.0)
     alpha: float = option(0.5, "weight of the ground truth in it (eq. (3))", low=0.0)
-    reduction: Reduction = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
+    reduction: Literal["sum", "mean"] = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
     finetune_lr: float = option(
         0.2, "learning rate after pruning, as a part of the training's", low=0.0
     )
