@@ -82,6 +82,11 @@ class Output:
         elif self.quiet:
             self.print(value_only)
 
+    def csv(self, text: str) -> None:
+        """Answer with CSV text, as it is."""
+        if not self.muted:
+            self.out.file.write(text)
+
     def failure(self, failure: Failure) -> None:
         """Report a failure: on stderr for people, as the one JSON object for programs."""
         if self.as_json:

@@ -12,12 +12,25 @@ from edgecil.memory.plan import MemoryPlan
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What a row of a published table has beside its bytes."""
+
+    dataset: str
+    published_bytes: int | None = None
+    """What the paper printed for this method."""
+    codec: str | None = None
+    """How exemplars are stored; None for a method that keeps none."""
+    per_increment: tuple[int, ...] = ()
+    """Kept bytes after each increment."""
+
+
+@dataclass(frozen=True)
 class MethodMemory:
     """One row: what a method keeps, and of which fields it is composed.
 
     ``fields`` are ``{"name", "bytes"}`` and add up to ``kept_bytes``. ``training_bytes`` is
     the largest training memory seen or planned, None where it is not known. ``exact`` is
-    False when ``kept_bytes`` is an upper bound. The last two are for published tables.
+    False when ``kept_bytes`` is an upper bound. ``compared`` is for published tables.
     """
 
     method: str
@@ -26,8 +39,7 @@ class MethodMemory:
     training_bytes: int | None = None
     basis: Literal["plan", "measured"] = "plan"
     exact: bool = True
-    dataset: str | None = None
-    published_bytes: int | None = None
+    compared: Comparison | None = None
 
     def __post_init__(self) -> None:
         total = sum(count for _, count in self.fields)
@@ -44,8 +56,8 @@ class MethodMemory:
             "basis": self.basis,
             "exact": self.exact,
         }
-        if self.dataset is not None:
-            row |= {"dataset": self.dataset, "published_bytes": self.published_bytes}
+        if self.compared is not None:
+            row |= vars(self.compared) | {"per_increment": list(self.compared.per_increment)}
         return row
 
 
@@ -55,15 +67,13 @@ def method_memory(
     *,
     basis: Literal["plan", "measured"],
     training_bytes: int | None = None,
-    dataset: str | None = None,
-    published_bytes: int | None = None,
+    compared: Comparison | None = None,
 ) -> MethodMemory:
     """Return the row of a method whose kept memory was planned or measured."""
     fields = tuple((row["name"], row["bytes"]) for row in memory.fields())
     return MethodMemory(
-        method, memory.kept_bytes, fields, training_bytes, basis, memory.exact, dataset,
-        published_bytes,
-    )  # fmt: skip
+        method, memory.kept_bytes, fields, training_bytes, basis, memory.exact, compared
+    )
 
 
 def to_json(rows: Sequence[MethodMemory]) -> dict[str, Any]:
@@ -74,18 +84,20 @@ def to_json(rows: Sequence[MethodMemory]) -> dict[str, Any]:
 def to_csv(rows: Sequence[MethodMemory]) -> str:
     """Return the report as CSV text, one line per field and one, ``total``, per method.
 
-    Columns: method, field, bytes, training_bytes, basis, exact, and with published figures
-    dataset and published_bytes; the last ones are filled in the ``total`` lines.
+    Columns: method, field, bytes, training_bytes, basis, exact, and for published tables
+    dataset, codec and published_bytes; figures of a method are in its ``total`` line.
     """
-    published = any(row.dataset is not None for row in rows)
+    published = any(row.compared is not None for row in rows)
     head = ["method", "field", "bytes", "training_bytes", "basis", "exact"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head + (["dataset", "published_bytes"] if published else []))
+    writer.writerow(head + (["dataset", "codec", "published_bytes"] if published else []))
     for row in rows:
+        where = [row.compared.dataset, row.compared.codec] if row.compared else [None, None]
+        figure = row.compared.published_bytes if row.compared else None
         for name, count in row.fields:
             line = [row.method, name, count, None, row.basis, None]
-            writer.writerow(line + ([row.dataset, None] if published else []))
+            writer.writerow(line + ([*where, None] if published else []))
         line = [row.method, "total", row.kept_bytes, row.training_bytes, row.basis, row.exact]
-        writer.writerow(line + ([row.dataset, row.published_bytes] if published else []))
+        writer.writerow(line + ([*where, figure] if published else []))
     return text.getvalue()

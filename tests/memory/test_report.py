@@ -8,7 +8,7 @@ import pytest
 
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, exemplar_fields
 from edgecil.memory.plan import plan
-from edgecil.memory.report import MethodMemory, method_memory, to_csv, to_json
+from edgecil.memory.report import Comparison, MethodMemory, method_memory, to_csv, to_json
 
 
 def rows():
@@ -47,10 +47,18 @@ def test_csv_says_the_same():
 
 
 def test_published_figures_stand_beside_ours():
-    row = MethodMemory("icarl", 5, (("x", 5),), dataset="cifar100", published_bytes=9_400_000)
-    assert row.to_json()["published_bytes"] == 9_400_000
-    total = list(csv.DictReader(io.StringIO(to_csv([row, rows()[0]]))))[1]
-    assert (total["dataset"], total["published_bytes"]) == ("cifar100", "9400000")
+    compared = Comparison("cifar100", 9_400_000, "raw", (3, 5))
+    row = MethodMemory("icarl", 5, (("x", 5),), compared=compared)
+    told = row.to_json()
+    assert (told["dataset"], told["published_bytes"], told["codec"]) == ("cifar100", 9400000, "raw")
+    assert told["per_increment"] == [3, 5]
+    lines = list(csv.DictReader(io.StringIO(to_csv([row, rows()[0]]))))
+    field, total, other = lines
+    assert (total["dataset"], total["codec"], total["published_bytes"]) == (
+        "cifar100", "raw", "9400000",
+    )  # fmt: skip
+    assert (field["dataset"], field["published_bytes"]) == ("cifar100", "")
+    assert other["dataset"] == other["published_bytes"] == ""
 
 
 def test_fields_that_do_not_add_up_are_a_bug():

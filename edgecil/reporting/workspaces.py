@@ -6,27 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from edgecil import registry
-from edgecil.data.images import ImageSet
-from edgecil.engine.compute import Compute
-from edgecil.engine.increment import Task, begin
-from edgecil.engine.loop import Session
 from edgecil.errors import BudgetError
 from edgecil.memory.budget import Budget
 from edgecil.memory.plan import HEADER, MemoryPlan, Row
 from edgecil.memory.report import MethodMemory, method_memory, to_csv, to_json
-from edgecil.memory.store import Store
-from edgecil.method import STUDENT, Classes, Recipe
-from edgecil.model import Model
-from edgecil.nets.build import build
+from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
-from edgecil.nets.rules import ArgmaxRule
 from edgecil.planning import kept_plan
 from edgecil.prepare import recipe_of
-from edgecil.settings import Augment
-from edgecil.workspace import VersionManifest, Workspace
+from edgecil.reporting.training import training_memory
+from edgecil.workspace import FOREIGN, VersionManifest, Workspace
 
 
 @dataclass(frozen=True)
@@ -53,34 +43,6 @@ BASELINE = "lwf-mc"
 """The method whose kept memory is zero in M2KD's Table 2."""
 
 
-def training_bytes(recipe: Recipe, manifest: VersionManifest) -> int:
-    """Return the bytes of teachers, modules, gradients and momentum while one increment trains.
-
-    Counted on tensors without storage, so that nothing is allocated. Images and activations
-    depend on the batch and are not included.
-    """
-    spec, groups = NetSpec.from_json(manifest.net), manifest.groups
-    with torch.device("meta"):
-        before = build(spec, max(1, sum(groups[:-1])))
-        previous = Model(before, ArgmaxRule(before.classes), Store(recipe.fields))
-        task = Task(
-            recipe, Classes(groups), spec, recipe.training, Budget(),
-            previous if len(groups) > 1 else None,
-        )  # fmt: skip
-        side = manifest.input.resize
-        none = ImageSet(
-            torch.zeros(0, side, side, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-        )
-        compute = Compute("meta", 1, "float32")
-        session = Session(compute, manifest.input, Augment())
-        ctx, phases = begin(task, {"new": none, "kept": none}, session)
-    total = session.largest.get("teachers", 0) + session.largest.get("modules", 0)
-    if phases:
-        trained = [p for g in STUDENT for p in getattr(ctx.net, g).parameters()]
-        total += 2 * sum(p.nbytes for p in trained)  # a gradient and a momentum buffer each
-    return total
-
-
 def _with_references(
     plan: MemoryPlan, recipe: Recipe, lineage: list[VersionManifest]
 ) -> MemoryPlan:
@@ -100,16 +62,20 @@ def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
     spec = NetSpec.from_json(manifest.net)
     plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, sizes)
     plan = _with_references(plan, recipe, lineage)
-    return method_memory(name, plan, basis="plan", training_bytes=training_bytes(recipe, manifest))
+    held = training_memory(recipe, spec, manifest.groups, manifest.input)
+    return method_memory(
+        name, plan, basis="plan", training_bytes=None if held is None else sum(held.values())
+    )
 
 
 def _measured(lineage: list[VersionManifest]) -> MethodMemory:
     manifest = lineage[0]
-    recipe = recipe_of(manifest.method, manifest.options, manifest.kept["codec"])
     fields = {f["name"]: f["bytes"] for f in manifest.kept["fields"]}
     header = fields.pop(HEADER, 0)
     kept = MemoryPlan(tuple(Row(name, size) for name, size in fields.items()), header)
-    kept = _with_references(kept, recipe, lineage)
+    if manifest.method != FOREIGN:
+        recipe = recipe_of(manifest.method, manifest.options, manifest.kept["codec"])
+        kept = _with_references(kept, recipe, lineage)
     spent = sum(manifest.training["memory_bytes"].values())
     return method_memory(manifest.method, kept, basis="measured", training_bytes=spent)
 
