@@ -59,7 +59,7 @@ class PixelFile:
         return DataError(
             f"{self.shape[0]:,} decoded images need {format_bytes(needed)} ({needed:,} bytes) on "
             f"the disk of {self._folder}, {format_bytes(free)} are free: {error.strerror}",
-            hint="free some space, or use another disk: --workspace dir/.edgecil",
+            hint="free some space, or learn fewer classes at once",
         )
 
     def __len__(self) -> int:

@@ -49,11 +49,10 @@ class ReadAhead:
     """
 
     def __init__(self, pixels: DiskPixels, device: torch.device) -> None:
-        self._pixels, self._device = pixels, device
-        self._buffers = [torch.empty(0), torch.empty(0)]
+        self._pixels, self._device, self._cuda = pixels, device, device.type == "cuda"
+        self._buffers = [self._room(0), self._room(0)]
         self._coming: _Coming | None = None
         self._pool = ThreadPoolExecutor(1, "read-ahead")
-        self._cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def __call__(self, rows: Tensor, following: Tensor) -> Tensor:
@@ -75,11 +74,14 @@ class ReadAhead:
     def _begin(self, rows: NDArray[np.int64]) -> _Coming:
         return _Coming(rows, self._pool.submit(self._read, rows))
 
+    def _room(self, count: int) -> Tensor:
+        shape = (count, *self._pixels.shape[1:])
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
+
     def _read(self, rows: NDArray[np.int64]) -> Tensor:
         self._buffers.reverse()
         if len(self._buffers[0]) < len(rows):
-            shape = (len(rows), *self._pixels.shape[1:])
-            self._buffers[0] = torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
+            self._buffers[0] = self._room(len(rows))
         images = self._buffers[0][: len(rows)]
         self._pixels.read(rows, images.numpy())
         if self._stream is None:

@@ -92,6 +92,15 @@ def test_batches_asked_for_in_any_order_and_by_any_rank_are_the_same(tmp_path: P
         )
 
 
+def test_a_rank_without_an_image_gets_an_empty_batch(tmp_path: Path) -> None:
+    images = in_memory(2)
+    disk = Loader(on_disk(images, tmp_path), INPUT, Augment(), 8, "cpu")
+    memory = Loader(images, INPUT, Augment(), 8, "cpu")
+    ranks = {"rank": 0, "world": 3}
+    assert equal(disk.batch(0, 0, SEEDED, **ranks), memory.batch(0, 0, SEEDED, **ranks))
+    assert disk.batch(0, 0, SEEDED, **ranks).images.shape == (0, 3, 20, 20)
+
+
 def test_the_batch_in_use_is_not_overwritten_by_the_one_read_ahead(tmp_path: Path) -> None:
     images = in_memory(60)
     read = ReadAhead(on_disk(images, tmp_path).pixels, torch.device("cpu"))

@@ -112,5 +112,5 @@ def test_a_full_disk_leaves_nothing_behind(folders, base):
     )  # fmt: skip
     assert done.returncode == 1
     assert "24 decoded images need 73.7 kB (73,728 bytes) on the disk of" in done.stderr
-    assert "--workspace" in done.stderr
+    assert "hint: free some space" in done.stderr
     assert tree(root) == before
