@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
-import edgecil_runtime
+from edgecil_runtime.baking import FOLDER as BAKED
+from edgecil_runtime.baking import bake
 from edgecil_runtime.bundle import MANIFEST, Bundle, open_bundle
 from edgecil_runtime.container import sync_directory
 from edgecil_runtime.delta import apply_delta, is_delta, read_delta
@@ -25,6 +24,7 @@ from edgecil_runtime.images import PathLike
 from edgecil_runtime.memory import format_size
 from edgecil_runtime.revision import Revision, manifest_sha256
 from edgecil_runtime.slots import Slots, State
+from edgecil_runtime.spawn import child_command, child_environment, last_words
 
 SELFTEST_SECONDS = 120.0
 """A self-test that takes longer has failed; a slow board with a large model needs some 20 s."""
@@ -93,6 +93,7 @@ def install(
         folder = slots.clear_spare(state)
         try:
             path = _fill(folder, package)
+            _bake(path, say)
             _selftest(path, memory_limit, deadline)
             say("self-test passed")
             _sync(folder)
@@ -207,36 +208,40 @@ def _fill(folder: Path, package: Package) -> Path:
     return path
 
 
+def _bake(bundle: Path, say: Say) -> None:
+    try:
+        bake(bundle, bundle.parent / BAKED)
+    except BundleError as fault:  # the portable model does as well; the self-test will tell
+        say(f"not baked: {fault.message}")
+    else:
+        say("baked for this onnxruntime and CPU")
+
+
 def _selftest(bundle: Path, memory_limit: Union[str, int, None], deadline: float) -> None:
     """Do nothing when the bundle passes its self-test in a process of its own."""
-    command = [sys.executable, "-m", "edgecil_runtime", "selftest", str(bundle.absolute())]
-    command += ["--json"] + ([] if memory_limit is None else ["--memory-limit", str(memory_limit)])
-    package = Path(str(edgecil_runtime.__file__)).parent
+    command = [*child_command("edgecil_runtime"), "selftest", str(bundle.absolute()), "--json"]
+    command += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
     try:
-        # Python looks for modules in the working folder first: it must be one of ours.
         done = subprocess.run(
             command,
-            capture_output=True,
-            cwd=package.parent,
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
+            capture_output=True,
             timeout=deadline,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise BundleError(f"{bundle.name}: self-test: no answer in {deadline:g} s") from None
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise BundleError(f"{bundle.name}: self-test: the process died of {name}")
     if done.returncode:
-        _raise_failed(bundle.name, done.stdout, done.stderr)
+        _raise_failed(bundle.name, done)
 
 
-def _raise_failed(name: str, stdout: bytes, stderr: bytes) -> None:
+def _raise_failed(name: str, done: subprocess.CompletedProcess[bytes]) -> None:
     try:
-        error: Dict[str, Any] = json.loads(stdout)["error"]
+        error: Dict[str, Any] = json.loads(done.stdout)["error"]
     except (ValueError, KeyError):
-        last = (stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-        raise BundleError(f"{name}: self-test: {last}") from None
+        reason = last_words(done.returncode, done.stderr)
+        raise BundleError(f"{name}: self-test: {reason}") from None
     fault = MemoryLimitError if error["code"] == MemoryLimitError.code else BundleError
     raise fault(f"{name}: self-test: {error['message']}", hint=error["hint"])
 

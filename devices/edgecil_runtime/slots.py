@@ -20,8 +20,9 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Tuple
 
 from edgecil_runtime.bundle import Bundle, open_bundle
 from edgecil_runtime.container import write_atomic
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 3
 """Starts that a version on trial gets before the previous one is used again."""
 SCHEMA = 1
-_STATE, _LOCK, _BAKED = "state.json", "lock", "baked"
+_STATE, _LOCK = "state.json", "lock"
 _KEYS = ("a", "b")
 _EVENTS = 20  # kept in the history
 _PATIENCE = 10.0  # seconds to wait for another process that counts a start or commits
+
+Change = Callable[["State"], "State"]
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,24 @@ class State:
         state = State(self.spare, self.current, trial, 0, slots, self.history)
         return state.noted("installed on trial" if trial else "installed", revision.folder)
 
+    def started(self) -> State:
+        """Return the state after one more start, which may be one too many on trial."""
+        if not self.trial:
+            return self
+        if self.attempts >= MAX_ATTEMPTS:
+            return self.rolled_back(f"not committed after {MAX_ATTEMPTS} starts")
+        return replace(self, attempts=self.attempts + 1)
+
+    def without(self, tried: State, reason: str) -> State:
+        """Return the state after the current version of ``tried`` turned out to be damaged."""
+        same = self.current == tried.current and self.revision == tried.revision
+        return self.rolled_back(reason) if same and self.previous else self
+
     def committed(self) -> State:
         """Return the state in which the current version needs no more proof."""
         assert self.revision is not None
+        if not self.trial:
+            return self
         state = replace(self, trial=False, attempts=0)
         return state.noted("committed", self.revision.folder)
 
@@ -172,10 +190,6 @@ class Slots:
         """Return the folder of the bundle in a slot."""
         return self.root / key / revision.folder
 
-    def baked_path(self, key: str) -> Path:
-        """Return the folder of what was baked in a slot."""
-        return self.root / key / _BAKED
-
     def current_path(self) -> Path:
         """Return the folder of the current bundle.
 
@@ -219,44 +233,33 @@ class Slots:
         """
         from edgecil_runtime.classifier import Classifier
 
+        state = self.state()
+        if state.trial:
+            state = self._if_possible(State.started, state, "starts cannot be counted")
         while True:
-            key, revision = self._chosen()
+            key, revision = self._installed(state)
             try:
                 return Classifier(self._identified(key, revision), **options)
             except BundleError as fault:
-                if not self._give_up(key, revision, fault.message):
+                change = partial(State.without, tried=state, reason=fault.message)
+                state = self._if_possible(change, state, fault.message)
+                if state.current == key and state.revision == revision:
                     raise
 
-    def _chosen(self) -> Tuple[str, Revision]:
-        """Return the slot to start now."""
-        state = self.state()
-        if state.trial and state.previous is not None:
-            try:
-                with self.locked(_PATIENCE):
-                    state = self._started(self.state())
-            except OSError:  # the app may not write here: what is proven needs no counting
-                state = state.rolled_back("not recorded")
-        return self._installed(state)
+    def _if_possible(self, change: Change, state: State, reason: str) -> State:
+        # An app that may not write here still gets a proven version, though nobody is told.
+        try:
+            return self._update(change)
+        except OSError:
+            return state if state.previous is None else state.rolled_back(reason)
 
-    def _started(self, state: State) -> State:
-        if state.trial:
-            if state.attempts < MAX_ATTEMPTS:
-                state = replace(state, attempts=state.attempts + 1)
-            else:
-                state = state.rolled_back(f"not committed after {MAX_ATTEMPTS} starts")
-            self.write(state)
-        return state
-
-    def _give_up(self, key: str, revision: Revision, reason: str) -> bool:
-        """Return whether there is another slot to try: a newer state, or the previous version."""
+    def _update(self, change: Change) -> State:
         with self.locked(_PATIENCE):
-            state = self.state()
-            if state.current != key or state.revision != revision:
-                return True
-            if state.previous is None:
-                return False
-            self.write(state.rolled_back(reason))
-            return True
+            before = self.state()
+            after = change(before)
+            if after != before:
+                self.write(after)
+            return after
 
     def _installed(self, state: State) -> Tuple[str, Revision]:
         if state.current is None or state.revision is None:
@@ -273,15 +276,8 @@ class Slots:
             UpdateError: nothing is installed, or another process does not end its work.
             OSError: the state cannot be written.
         """
-        state = self.state()
-        self._installed(state)
-        if state.trial:
-            with self.locked(_PATIENCE):
-                state = self.state()
-                if state.trial:
-                    state = state.committed()
-                    self.write(state)
-        return state
+        self._installed(self.state())
+        return self._update(State.committed)
 
     def rollback(self, reason: str = "asked for") -> State:
         """Return the state after going back to the previous version, whose files are checked.
@@ -292,18 +288,18 @@ class Slots:
             OSError: the state cannot be written.
         """
         self._installed(self.state())
-        with self.locked(_PATIENCE):
-            state = self.state()
-            previous = state.slots[state.previous] if state.previous else None
-            if state.previous is None or previous is None:
-                raise UpdateError(
-                    f"{self.root}: there is no previous version to go back to",
-                    hint="install the one that you want: edgecil-device install BUNDLE",
-                )
-            self.verified(state.previous, previous)
-            state = state.rolled_back(reason)
-            self.write(state)
-            return state
+        return self._update(lambda state: self._checked(state).rolled_back(reason))
+
+    def _checked(self, state: State) -> State:
+        """Return the state when its previous version is there and intact."""
+        previous = state.slots[state.previous] if state.previous else None
+        if state.previous is None or previous is None:
+            raise UpdateError(
+                f"{self.root}: there is no previous version to go back to",
+                hint="install the one that you want: edgecil-device install BUNDLE",
+            )
+        self.verified(state.previous, previous)
+        return state
 
     @contextlib.contextmanager
     def locked(self, patience: float = 0.0) -> Iterator[None]:
