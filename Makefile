@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # One torch thread per process: two processes that take all cores are many times slower.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: venv demo test test-slow check bench clean
+.PHONY: venv demo test test-slow test-ort check bench clean
 
 venv: $(VENV)/.ready
 
@@ -29,6 +29,9 @@ check: venv
 
 test-slow: venv
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
+
+test-ort: venv
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m onnxruntime_matrix.run 1.16.3 1.23.2 newest
 
 bench: venv
 	$(BIN)/python tests/benchmarks/training_speed.py
