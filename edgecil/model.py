@@ -15,7 +15,7 @@ from edgecil.memory.store import Store
 from edgecil.nets.build import build, load_arrays, net_arrays
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.rules import Rule, build_rule, rule_arrays
-from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
+from edgecil.workspace import MEMORY, REMOVED, WEIGHTS, VersionManifest, Workspace
 from edgecil_runtime import container
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -64,7 +64,7 @@ def load(workspace: Workspace, manifest: VersionManifest, fields: tuple[Field, .
     """
     weights = workspace.read(manifest.version, WEIGHTS)
     if weights is None:
-        raise WorkspaceError(f"version {manifest.version} is damaged: {WEIGHTS} is missing")
+        raise WorkspaceError(f"version {manifest.version} cannot be used: {REMOVED}")
     arrays, metadata = container.decode(weights)
 
     def part(prefix: str) -> dict[str, Any]:

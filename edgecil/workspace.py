@@ -6,6 +6,7 @@
     .edgecil/lock                    held by the writer
     .edgecil/versions/<n>/           manifest.json, weights.safetensors, memory.safetensors
     .edgecil/run/                    an interrupted run: request.json, state.safetensors
+    .edgecil/forget/                 kept memory that is being replaced
 
 A version is written to a temporary folder, synced, renamed; ``current`` is replaced last. A
 kill at any instant loses at most the running increment.
@@ -19,98 +20,37 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import filelock
 
 from edgecil.errors import UnfinishedRun, WorkspaceError
-from edgecil.settings import Preprocess
+from edgecil.manifest import FOREIGN as FOREIGN
+from edgecil.manifest import VersionManifest as VersionManifest
 from edgecil_runtime.container import sync_directory, write_atomic
 
 FOLDER = ".edgecil"
-SCHEMA = 1
 WEIGHTS, MEMORY, MANIFEST = "weights.safetensors", "memory.safetensors", "manifest.json"
 REQUEST = "request.json"
 """What an interrupted run was asked for, and the number that its version will have."""
-FOREIGN = "foreign"
-"""The method of a version that ``init`` made: it was trained elsewhere, nobody knows how."""
+REMOVED = f"{WEIGHTS} is missing: removed by edgecil gc, or lost"
 
 
-@dataclass(frozen=True)
-class VersionManifest:
-    """What a version says about itself; written once, never changed."""
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
-    version: int
-    parent: int | None
-    created: str
-    """UTC time, ISO 8601."""
-    method: str
-    options: dict[str, Any]
-    classes: list[dict[str, Any]]
-    """``{"name", "increment"}`` in order of introduction: the rows of the head."""
-    net: dict[str, Any]
-    head_kind: str
-    rule: dict[str, str]
-    """``{"kind", "score_kind"}``."""
-    preprocess: dict[str, Any]
-    classifier_bytes: int
-    kept: dict[str, Any]
-    """``{"bytes", "fields": [{"name", "bytes"}], "codec", "budget"}``, measured."""
-    training: dict[str, Any]
-    """Settings and measurements: epochs, images, seconds, images_per_second, peak memory, ..."""
-    test: dict[str, Any] | None = None
-    """Accuracy on test images, where there were any; and the folders they came from."""
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every other file of the version."""
-    notes: list[str] = field(default_factory=list)
-    edgecil_version: str = ""
-    schema: int = SCHEMA
 
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Number of classes that each increment added."""
-        increments = [c["increment"] for c in self.classes]
-        return tuple(increments.count(i) for i in range(1, self.increment + 1))
-
-    @property
-    def increment(self) -> int:
-        """Number of the increment that made this version; 1 is the base."""
-        return max(int(c["increment"]) for c in self.classes)
-
-    @property
-    def names(self) -> list[str]:
-        """Class names in order of introduction."""
-        return [c["name"] for c in self.classes]
-
-    @property
-    def input(self) -> Preprocess:
-        """How images enter the network."""
-        return Preprocess.from_json(self.preprocess)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Return the manifest stored at ``path``.
-
-        Raises:
-            WorkspaceError: missing, damaged, or written by a newer edgecil.
-        """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            schema = int(data["schema"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WorkspaceError(f"{path} is damaged: {error}") from None
-        if schema > SCHEMA:
-            raise WorkspaceError(
-                f"{path} was written by edgecil {data.get('edgecil_version', '?')} "
-                f"(schema {schema}, this one reads up to {SCHEMA})",
-                hint="pip install --upgrade edgecil",
-            )
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise WorkspaceError(f"{path} is damaged: {error}") from None
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a new folder so that they survive a power cut."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        with open(folder / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_directory(folder)
 
 
 class Workspace:
@@ -230,8 +170,9 @@ class Workspace:
 
     def _settle(self) -> None:
         """Finish the commit of a writer that was killed in it, and remove half-written files."""
-        for leftover in self.root.glob("versions/.new-*"):
+        for leftover in (*self.root.glob("versions/.new-*"), *self.root.glob(".new-*")):
             shutil.rmtree(leftover, ignore_errors=True)
+        self._replace_memory()
         for leftover in self.root.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         if not self.waits:
@@ -255,7 +196,7 @@ class Workspace:
         if not path.exists():
             return None
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.manifest(version).files.get(name):
+        if _digest(data) != self.manifest(version).files.get(name):
             raise WorkspaceError(
                 f"{path} is damaged: its SHA-256 is not the one of the manifest",
                 hint="edgecil rollback makes the version before current",
@@ -272,19 +213,12 @@ class Workspace:
         Raises:
             WorkspaceError: it could not be written (disk full, say); nothing changed.
         """
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        manifest = replace(manifest, files=digests)
+        manifest = replace(manifest, files={n: _digest(data) for n, data in files.items()})
         target = self.path(manifest.version)
         temporary = target.parent / f".new-{manifest.version}"
-        text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+        text = manifest.encode()
         try:
-            temporary.mkdir(parents=True)
-            for name, data in {**files, MANIFEST: text.encode()}.items():
-                with open(temporary / name, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            sync_directory(temporary)
+            _write_folder(temporary, {**files, MANIFEST: text})
             os.rename(temporary, target)
             sync_directory(target.parent)
             write_atomic(self.root / "current", f"{manifest.version}\n".encode())
@@ -307,6 +241,47 @@ class Workspace:
         for number in set(self.versions()).difference(self.lineage(version)[:2]):
             (self.path(number) / MEMORY).unlink(missing_ok=True)
 
+    def amend(self, changes: Mapping[int, tuple[VersionManifest, bytes]]) -> None:
+        """Replace the kept memory of versions, in all of them or in none, whenever it is killed.
+
+        The one change that a version ever sees: see :func:`edgecil.upkeep.forget`.
+
+        Raises:
+            WorkspaceError: it could not be written (disk full, say); nothing changed.
+        """
+        staging = self.root / ".new-forget"
+        try:
+            for number, (manifest, memory) in changes.items():
+                digests = {n: d for n, d in manifest.files.items() if n != MEMORY}
+                digests |= {MEMORY: _digest(memory)} if memory else {}
+                files = {MANIFEST: replace(manifest, files=digests).encode()}
+                _write_folder(staging / str(number), files | ({MEMORY: memory} if memory else {}))
+            sync_directory(staging)
+            os.rename(staging, self.root / "forget")
+            sync_directory(self.root)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise WorkspaceError(f"cannot write to {self.root}: {error.strerror}") from None
+        self._replace_memory()
+
+    def _replace_memory(self) -> None:
+        """Put staged memory in its place; done again from any point at which it was killed."""
+        staged = self.root / "forget"
+        for folder in sorted(staged.glob("*")):
+            version = self.path(int(folder.name))
+            if (folder / MANIFEST).exists():
+                # Without memory a version can be read; with one of another hash it cannot.
+                (version / MEMORY).unlink(missing_ok=True)
+                os.replace(folder / MANIFEST, version / MANIFEST)
+            if (folder / MEMORY).exists():
+                os.replace(folder / MEMORY, version / MEMORY)
+            sync_directory(version)
+        shutil.rmtree(staged, ignore_errors=True)
+
+    def complete(self, version: int) -> bool:
+        """Return whether a version still has its weights."""
+        return (self.path(version) / WEIGHTS).exists()
+
     def rollback(self, to: int | None = None) -> int:
         """Make an earlier version current again (default: the parent) and return its number.
 
@@ -320,6 +295,8 @@ class Workspace:
         if target not in self.versions():
             raise WorkspaceError(f"no version {target}; there are {self.versions()}")
         self.manifest(target)  # a damaged version is not made current
+        if not self.complete(target):
+            raise WorkspaceError(f"version {target} cannot be used: {REMOVED}")
         try:
             write_atomic(self.root / "current", f"{target}\n".encode())
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,13 @@ Examples:
 """
 
 
+def _open(
+    command: str, workspace: Path | None, as_json: bool, quiet: bool
+) -> tuple[Output, Workspace]:
+    """Return how a command answers, and the workspace that it is about."""
+    return Output(command, as_json=as_json, quiet=quiet), Workspace.find(workspace)
+
+
 def _summary(manifest: VersionManifest) -> dict[str, Any]:
     return {
         "version": manifest.version,
@@ -56,9 +64,8 @@ def status(
     quiet: QuietOption = False,
 ) -> None:
     """Show the current version and an interrupted run."""
-    output = Output("status", as_json=as_json, quiet=quiet)
-    place = Workspace.find(workspace)
-    waits = (place.run / "request.json").exists()
+    output, place = _open("status", workspace, as_json, quiet)
+    waits = place.waits
     if waits and not place.exists():
         manifest = None
     else:
@@ -109,11 +116,14 @@ def history(
     quiet: QuietOption = False,
 ) -> None:
     """List all versions, oldest first."""
-    output = Output("history", as_json=as_json, quiet=quiet)
-    place = Workspace.find(workspace)
+    output, place = _open("history", workspace, as_json, quiet)
     current = place.current()
     manifests = [place.manifest(number) for number in place.versions()]
-    answer = [{**_summary(m), "current": m.version == current} for m in manifests]
+    complete = {number: place.complete(number) for number in place.versions()}
+    answer = [
+        {**_summary(m), "current": m.version == current, "complete": complete[m.version]}
+        for m in manifests
+    ]
     output.result(
         {"versions": answer, "current": current},
         value_only="\n".join(str(m.version) for m in manifests),
@@ -124,10 +134,12 @@ def history(
             Column("classes", right=True), Column("accuracy", right=True),
             Column("kept", right=True), Column("size", right=True), Column("made (UTC)"),
         ]  # fmt: skip
-        output.table(columns, [_row(m, current) for m in manifests])
+        output.table(columns, [_row(m, current, complete[m.version]) for m in manifests])
+        if not all(complete.values()):
+            output.note("gone: removed by edgecil gc, only the record is left")
 
 
-def _row(manifest: VersionManifest, current: int) -> list[str]:
+def _row(manifest: VersionManifest, current: int, complete: bool) -> list[str]:
     new, seen = manifest.groups[-1], len(manifest.classes)
     top1 = overall(manifest)
     return [
@@ -137,7 +149,7 @@ def _row(manifest: VersionManifest, current: int) -> list[str]:
         f"{seen} (+{new})" if new < seen else str(seen),
         "-" if top1 is None else percent(top1),
         format_bytes(manifest.kept["bytes"]),
-        format_bytes(manifest.classifier_bytes),
+        format_bytes(manifest.classifier_bytes) if complete else "gone",
         manifest.created[5:16].replace("T", " "),
     ]
 
@@ -157,8 +169,7 @@ def rollback(
     quiet: QuietOption = False,
 ) -> None:
     """Make an earlier version current again."""
-    output = Output("rollback", as_json=as_json, quiet=quiet)
-    place = Workspace.find(workspace)
+    output, place = _open("rollback", workspace, as_json, quiet)
     before = place.current()
     with place.locked():
         target = place.rollback(version)
@@ -172,6 +183,6 @@ def rollback(
             f"the images that version {target} kept are no longer stored: "
             "it serves for evaluation and export"
         )
-    if (place.run / "request.json").exists():
+    if place.waits:
         output.note("an interrupted run waits; it can be resumed from its own version only")
     output.next(f"edgecil rollback {before}")
