@@ -117,7 +117,7 @@ def read_delta(path: PathLike) -> Delta:
         if not unpacker.eof:
             raise ValueError("it is too long or incomplete")
         delta = _delta(path, decode_json(text), PREFIX_BYTES + length)
-    except (zlib.error, ValueError, KeyError, TypeError) as error:
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{path}: the header cannot be read: {reason}") from None
     if delta.start + sum(stream.bytes for stream in delta.streams.values()) != end:
