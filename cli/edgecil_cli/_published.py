@@ -55,7 +55,7 @@ def show(
 def _lines(table: PublishedTable) -> str:
     """Return a line per row for scripts: data set, method, codec and bytes."""
     return "\n".join(
-        f"{row.compared.dataset}\t{row.method}\t{row.compared.codec or '-'}\t{row.kept_bytes}"
+        f"{row.compared.dataset} {row.method} {row.compared.codec or '-'} {row.kept_bytes}"
         for row in table.rows
         if row.compared is not None
     )
