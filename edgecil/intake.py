@@ -132,9 +132,8 @@ def load_images(
     streamed = streams(needed, stream)
     if streamed:
         say(
-            f"{len(folder):,} images take {format_bytes(needed)} decoded, "
-            f"{format_bytes(free_host_bytes())} of memory are free: they are streamed from a "
-            f"temporary file on the disk of {disk}"
+            f"{len(folder):,} images are streamed from a temporary file of {format_bytes(needed)} "
+            f"on the disk of {disk}; {format_bytes(free_host_bytes())} of memory are free"
         )
     at = disk if streamed else None
     return load(folder, preprocess, skip_bad=skip_bad, on_progress=on_progress, disk=at)
