@@ -127,6 +127,8 @@ class LearnRequest:
             raise UsageError(f"the workspace's network is {arch}, not {self.arch}")
         if self.image_size not in (None, size):
             raise UsageError(f"the workspace's images are {size} pixels, not {self.image_size}")
+        if self.preprocess not in (None, parent.input):
+            raise UsageError(f"the workspace's preprocessing is {parent.input}")
         if self.weights is not None:
             raise UsageError("--weights starts a new workspace; this one has a network already")
 

@@ -9,6 +9,7 @@ import pytest
 import toys
 from PIL import Image
 
+from edgecil import api
 from edgecil.bench import catalogue, layouts
 from edgecil.bench.protocol import Protocol, parse, protocol, protocols
 from edgecil.bench.runner import Run, Variant, execute
@@ -17,6 +18,7 @@ from edgecil.engine.optim import schedule_factor
 from edgecil.errors import DataError, UsageError
 from edgecil.prepare import prepare
 from edgecil.request import LearnRequest
+from edgecil.settings import CIFAR, Preprocess
 from edgecil.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +98,7 @@ class TestSettings:
             ("abd-cifar100-b0-10", 250, 0.1, 2e-4, {99: 1, 100: 0.1, 150: 0.01, 249: 0.001}),
             ("abd-imagenet50", 100, 0.1, 1e-4, {29: 1, 30: 0.1, 60: 0.01, 80: 1e-3, 90: 1e-4}),
             ("mnemonics-cifar100-b50-5", 160, 0.1, 5e-4, {79: 1, 80: 0.1, 120: 0.01}),
-            ("mnemonics-imagenet-b500-5", 90, 0.1, 1e-4, {29: 1, 30: 0.1, 60: 0.01}),
+            ("mnemonics-imagenet-b500-5", 90, 0.1, 5e-4, {29: 1, 30: 0.1, 60: 0.01}),
             # M2KD section 4.2: 2.0 on a mean over 100 units, divided by 5 every 40 epochs.
             ("m2kd-cifar100-b0-5", 80, 2.0 / 100, 1e-5 * 100, {39: 1, 40: 0.2, 79: 0.2}),
             ("m2kd-imagenet100-b0-5", 60, 2.0 / 100, 1e-5 * 100, {19: 1, 20: 0.2, 40: 0.04}),
@@ -242,6 +244,18 @@ class TestEveryProtocolStarts:
         assert result["classes"] == [2, 4] and len(result["accuracy"]) == 2
         assert np.sum(result["confusion"]) == 20
         assert result["training"]["optim"]["schedule"]["milestones"] == [0.4, 0.6, 0.8]
+
+    def test_a_preprocessing_stays_that_of_the_workspace(self, tmp_path):
+        own = Preprocess(24, 28, (0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
+        workspace = tmp_path / "workspace"
+        settings = {"method": "finetune", "workspace": workspace, "precision": "float32",
+                    "record_ranges": False}  # fmt: skip
+        base = toys.write_folder(tmp_path / "base", range(2), 4)
+        api.learn(base, arch="resnet8", epochs=1, preprocess=own, **settings)
+        assert Workspace(workspace).manifest().input == own
+        new = toys.write_folder(tmp_path / "new", range(2, 4), 4)
+        with pytest.raises(UsageError, match="the workspace's preprocessing is"):
+            api.learn(new, preprocess=CIFAR, **settings)
 
 
 class TestFiles:
