@@ -74,7 +74,8 @@ def learned(folder, root, cgroup=None) -> tuple[dict, str]:
 def test_thirty_thousand_images_stream_under_a_memory_limit(cgroup, folder, tmp_path):
     training, told = learned(folder, tmp_path / "many", cgroup)
     assert training["new_images"] == IMAGES
-    assert "30,000 images are streamed from a temporary file of 369 MB" in told  # nobody asked for streaming
+    # Nobody asked for it.
+    assert "30,000 images are streamed from a temporary file of 369 MB" in told
     assert "oom_kill 0" in (cgroup / "memory.oom_control").read_text()
     for label in ("apple", "bee"):
         shutil.copytree(folder / label, tmp_path / "few" / label)
