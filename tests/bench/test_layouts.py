@@ -369,6 +369,15 @@ class TestImagenet:
             layouts.read("imagenet", tmp_path)
 
 
+class TestClassFolders:
+    def test_loose_training_images_are_refused(self, tmp_path):
+        picture(tmp_path / "train" / "0.png")
+        picture(tmp_path / "test" / "bee" / "0.png")
+        (tmp_path / "notes").mkdir()
+        with pytest.raises(DataError, match=r"expected train/ .* train/ has none"):
+            layouts.read("folders", tmp_path)
+
+
 class TestAnyLayout:
     @DAMAGES("name", list(layouts.LAYOUTS))
     def test_another_folder_is_refused_and_says_what_is_expected(self, tmp_path, name):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgecil.bench.layouts.listing import Listing, grouped, locate
 from edgecil.data.source import ImageFolder, scan
+from edgecil.errors import DataError
 
 
 def class_folders(root: Path) -> Listing:
@@ -15,8 +16,10 @@ def class_folders(root: Path) -> Listing:
         DataError: no such folders.
     """
     wanted = "train/ and test/ (or val/), each with class folders"
-    train = scan(locate(root, wanted, _is_split))
-    assert train.test is not None
+    home = locate(root, wanted, _is_split)
+    train = scan(home)
+    if train.test is None:
+        raise DataError(f"{home}: expected {wanted}; train/ has none")
     return Listing(train.classes, _by_class(train), _by_class(train.test))
 
 
