@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from edgecil_runtime._environment import prepare_device, silence_telemetry
 from edgecil_runtime.errors import (
     BundleError,
+    DeadlineError,
     ImageError,
     InputError,
     MemoryLimitError,
     RuntimeFault,
     RuntimeMissing,
+    WorkerError,
 )
 
 if TYPE_CHECKING:
@@ -30,11 +32,13 @@ __version__ = "0.1.0"
 __all__ = [
     "BundleError",
     "Classifier",
+    "DeadlineError",
     "ImageError",
     "InputError",
     "MemoryLimitError",
     "RuntimeFault",
     "RuntimeMissing",
+    "WorkerError",
     "__version__",
 ]
 

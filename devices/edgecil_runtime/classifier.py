@@ -9,34 +9,23 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, List, NamedTuple, Opt
 import numpy as np
 
 from edgecil_runtime import memory
-from edgecil_runtime.bundle import check_unchanged, open_bundle, read_selftest
-from edgecil_runtime.errors import (
-    BundleError,
-    ImageError,
-    InputError,
-    MemoryLimitError,
-)
+from edgecil_runtime.bundle import open_bundle, read_selftest
+from edgecil_runtime.errors import BundleError, InputError
 from edgecil_runtime.evaluation import Evaluation, evaluate_folder
-from edgecil_runtime.images import (
-    PathLike,
-    check_array,
-    decoding_bytes,
-    fit_square,
-    read_image,
-    resized_shape,
-)
+from edgecil_runtime.images import PathLike, check_array
+from edgecil_runtime.limits import resolve
 from edgecil_runtime.manifest import Manifest
-from edgecil_runtime.session import create_session, load_onnxruntime, one_line, raise_if_memory
+from edgecil_runtime.model import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgecil_runtime.isolation import Worker
+    from edgecil_runtime.own_process import OwnProcess
+
     Image = Union[PathLike, NDArray[np.uint8]]
 
 Progress = Callable[[int, int], None]
-
-# What a process uses before it loads a model differs by some 100 kB from one start to the next.
-_START_VARIES = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +49,25 @@ class SelfTestResult(NamedTuple):
 class Classifier:
     """A model from a bundle, ready to predict.
 
-    ``memory_limit`` (``"96MB"``, bytes, or None) bounds what this object adds to the process:
-    the need is predicted and refused before anything is loaded, and images too large for what
-    is left are refused before they are decoded. With ``whole_process`` the limit is the peak
-    of the process instead, what it uses already included. ``before_loading`` is called once the
-    model is verified and predicted to fit (the command line sets its hard stop there, which must
-    not come before the imports). ``threads`` are onnxruntime's. One
-    object may be used from several threads, and several objects in one process.
+    ``memory_limit`` (``"96MB"``, bytes, ``"auto"`` or None) bounds what this object adds to the
+    process: the need is predicted and refused before anything is loaded, and images too large
+    for what is left are refused before they are decoded. ``"auto"`` is what the memory cgroup,
+    the resource limits and the machine leave. ``threads`` are onnxruntime's.
+
+    With ``isolate`` the model runs in a process of its own, whose peak ``memory_limit`` then
+    bounds. Whatever happens there (a crash, a kill, too little memory, no answer within
+    ``deadline`` seconds) arrives as an error, and the next call starts another process.
+
+    ``baked`` is the folder of a baked form (see :mod:`~.baking`), looked for beside the bundle
+    by default. ``process`` belongs to the command line. One object may be used from several
+    threads, and several objects in one process. :meth:`close`, a ``with`` block or garbage
+    collection frees it.
 
     Raises:
         BundleError: the bundle is damaged, or its model does not load here.
         MemoryLimitError: the model does not fit; the message says what would do.
         RuntimeMissing: no suitable onnxruntime is installed.
+        WorkerError: the isolated process ended while it was loading.
         InputError: no bundle there, or an option that makes no sense.
     """
 
@@ -81,30 +77,47 @@ class Classifier:
         memory_limit: Union[str, int, None] = None,
         threads: int = 1,
         *,
-        whole_process: bool = False,
-        before_loading: Optional[Callable[[], Any]] = None,
+        isolate: bool = False,
+        deadline: Optional[float] = None,
+        baked: Optional[PathLike] = None,
+        process: Optional[OwnProcess] = None,
     ) -> None:
         if type(threads) is not int or not 1 <= threads <= 1024:
             raise InputError(f"threads must be a whole number in [1, 1024], got {threads!r}")
-        limit = None if memory_limit is None else memory.parse_size(memory_limit)
+        if deadline is not None and not (isolate and deadline > 0):
+            raise InputError(
+                f"deadline must be positive seconds, with isolate=True, got {deadline!r}"
+            )
+        limit = resolve(memory_limit)
         self._bundle = open_bundle(path)
         self.manifest: Manifest = self._bundle.manifest
         self.labels: Tuple[str, ...] = tuple(label.name for label in self.manifest.labels)
-        self.memory_limit = limit
-        load_onnxruntime(self.manifest.requires.onnxruntime)  # part of "before", not of the need
-        self.plan, self.need = choose_plan(self.manifest, limit, whole_process)
-        self._image_bytes = None if limit is None else limit - self.need.total + self.need.image
-        if before_loading is not None:
-            before_loading()
-        try:
-            self._session = create_session(
-                self._bundle.model_path, self.manifest, self.plan, threads
-            )
-        except MemoryError as error:
-            raise self._exceeded("loading the model", error) from None
-        check_unchanged(self._bundle)
-        memory.trim()
-        self._outputs = [self.manifest.output_name]
+        self.memory_limit = None if limit is None else limit.bytes
+        self._model: Union[Model, Worker]
+        if isolate:
+            from edgecil_runtime.isolation import Worker
+
+            self._model = Worker(self._bundle, self.memory_limit, threads, deadline, baked)
+        else:
+            if limit is not None and memory_limit == "auto" and process is None:
+                now = memory.usage()
+                self.memory_limit = limit.bytes - (now.resident if now else 0)
+            self._model = Model(self._bundle, self.memory_limit, threads, process, baked)
+
+    @property
+    def plan(self) -> str:
+        """The way the model is loaded: ``"baked"``, ``"fast"``, or one that needs less memory."""
+        return self._model.plan.name
+
+    @property
+    def need(self) -> memory.Need:
+        """The predicted peak, by what takes it."""
+        return self._model.need
+
+    @property
+    def not_baked(self) -> Optional[str]:
+        """Why the portable model is used and no baked one; None when a baked one is."""
+        return self._model.not_baked
 
     def predict(self, image: Image) -> Prediction:
         """Return the best class of one image: a path, or a uint8 RGB array ``(H, W, 3)``.
@@ -112,9 +125,13 @@ class Classifier:
         Raises:
             ImageError: the file cannot be read, or the image has too many pixels.
             MemoryLimitError: the image does not fit beside the model.
+            WorkerError: the isolated process ended, or did not answer in time.
             InputError: neither a path nor such an array.
         """
-        scores = self.scores(self.read(image))
+        if isinstance(image, (str, os.PathLike)):
+            scores, _ = self._model.file_scores(image)
+        else:
+            scores = self._model.scores(check_array(image, self.manifest.max_pixels))
         index = int(scores.argmax())
         return Prediction(self.labels[index], index, float(scores[index]), scores)
 
@@ -126,58 +143,31 @@ class Classifier:
         """Return an image as the array that :meth:`scores` takes; arrays are only checked.
 
         Raises:
-            ImageError: see :meth:`predict`.
-            MemoryLimitError: see :meth:`predict`.
-            InputError: see :meth:`predict`.
+            RuntimeFault: see :meth:`predict`.
         """
-        if not isinstance(image, (str, os.PathLike)):
-            return check_array(image, self.manifest.max_pixels)
-        try:
-            return read_image(image, self.manifest.max_pixels, self._image_bytes)
-        except MemoryError as error:
-            raise self._exceeded(f"reading {os.fspath(image)}", error) from None
+        if isinstance(image, (str, os.PathLike)):
+            return self._model.read(image)
+        return check_array(image, self.manifest.max_pixels)
 
     def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scores ``(C,)`` of uint8 RGB ``(H, W, 3)``, in the order of ``labels``.
 
         Raises:
-            ImageError: the image is so elongated that resizing it would exceed ``max_pixels``.
-            BundleError: the model fails, or answers with something other than C numbers.
+            RuntimeFault: see :meth:`predict`.
         """
-        fitted = self._fitted(pixels)
-        feed = {self.manifest.input_name: fitted[np.newaxis]}
-        try:
-            result: Any = self._session.run(self._outputs, feed)[0]
-        except Exception as error:
-            try:
-                raise_if_memory(error)
-            except MemoryError as no_memory:
-                raise self._exceeded("predicting", no_memory) from None
-            raise BundleError(f"{self._bundle.model_path}: {one_line(error)}") from None
-        if result.shape != (1, len(self.labels)) or not np.isfinite(result).all():
-            raise BundleError(
-                f"{self._bundle.model_path}: expected {len(self.labels)} finite scores, "
-                f"got shape {result.shape}"
-            )
-        scores: NDArray[np.float32] = result[0]
-        return scores
+        return self._model.scores(check_array(pixels, self.manifest.max_pixels))
 
-    def _fitted(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size, resize = self.manifest.preprocess.size, self.manifest.preprocess.resize
-        height, width = pixels.shape[:2]
-        if self.manifest.fixed_input:
-            if (height, width) == (size, size) and size == resize:
-                return np.ascontiguousarray(pixels)
-            square, start = fit_square(pixels, resize), (resize - size) // 2
-            return np.ascontiguousarray(square[start : start + size, start : start + size])
-        tall, wide = resized_shape(height, width, resize)
-        if tall * wide > max(self.manifest.max_pixels, 2 * resize * resize):
-            raise ImageError(
-                f"image of {width:,} x {height:,} pixels: too elongated: with its shorter side "
-                f"at {resize} it would have {tall * wide:,} pixels, more than "
-                f"{self.manifest.max_pixels:,}"
-            )
-        return np.ascontiguousarray(pixels)
+    def file_scores(self, path: PathLike) -> Tuple[NDArray[np.float32], float]:
+        """Return the scores ``(C,)`` of an image file, and the seconds without reading it.
+
+        Raises:
+            RuntimeFault: see :meth:`predict`.
+        """
+        return self._model.file_scores(path)
+
+    def usage(self) -> Optional[memory.Usage]:
+        """Return the memory of the process that computes; None where the system does not tell."""
+        return self._model.usage()
 
     def evaluate(
         self,
@@ -186,18 +176,23 @@ class Classifier:
         *,
         ignore_unknown: bool = False,
         skip_bad: bool = False,
+        resume_file: Optional[PathLike] = None,
     ) -> Evaluation:
         """Return accuracy, confusion, latency and memory over a folder of class folders.
 
         Images are read one at a time. ``on_progress(done, total)`` is called after each.
         ``ignore_unknown`` passes over folders whose name is not a class of the model,
-        ``skip_bad`` over images that cannot be read (they are counted).
+        ``skip_bad`` over images that cannot be read (they are counted). ``resume_file`` keeps
+        what was found so far: the same call after a power cut continues there.
 
         Raises:
-            InputError: no images, or folders that are not classes of the model.
+            InputError: no images, folders that are not classes of the model, or a resume file
+                of another evaluation.
             ImageError: an image cannot be read, unless ``skip_bad``.
         """
-        return evaluate_folder(self, folder, on_progress, ignore_unknown, skip_bad)
+        return evaluate_folder(
+            self, folder, on_progress, ignore_unknown, skip_bad, resume_file
+        )
 
     def selftest(self) -> SelfTestResult:
         """Return the result of predicting the images that came with the bundle.
@@ -208,7 +203,7 @@ class Classifier:
         test = read_selftest(self._bundle)
         worst = 0.0
         for index, image in enumerate(test.images):
-            difference = float(np.abs(self.scores(self.read(image)) - test.scores[index]).max())
+            difference = float(np.abs(self.scores(image) - test.scores[index]).max())
             if difference > test.tolerance:
                 raise BundleError(
                     f"{self._bundle.path}: self-test image {index}: a score differs by "
@@ -218,41 +213,12 @@ class Classifier:
             worst = max(worst, difference)
         return SelfTestResult(len(test.images), worst, test.tolerance)
 
-    def _exceeded(self, doing: str, error: BaseException) -> MemoryLimitError:
-        # The prediction said it would fit and it did not: ask for a quarter more.
-        now = memory.usage()
-        known = max(self.need.total, self.memory_limit or 0, now.peak if now else 0)
-        return MemoryLimitError(
-            f"out of memory while {doing} (predicted {memory.format_size(self.need.total)}: "
-            f"{self.need.describe()}): {one_line(error)}",
-            hint=f"raise the limit to {memory.round_up(1.25 * known)}",
-        )
+    def close(self) -> None:
+        """Free the model, and end the process of an isolated one."""
+        self._model.close()
 
+    def __enter__(self) -> Classifier:
+        return self
 
-def choose_plan(
-    manifest: Manifest, limit: Optional[int], whole_process: bool
-) -> Tuple[memory.Plan, memory.Need]:
-    """Return the fastest way to load that fits ``limit`` bytes, and its predicted need.
-
-    Raises:
-        MemoryLimitError: none fits; the message gives the breakdown and what would do.
-    """
-    now = memory.usage()
-    process = now.resident if whole_process and now is not None else 0
-    side = manifest.preprocess.resize
-    image = decoding_bytes(side, side)
-    needs = [
-        (plan, memory.predict_need(manifest, plan, process, image))
-        for plan in memory.PLANS[manifest.precision]
-    ]
-    for plan, need in needs:
-        if limit is None or need.total <= limit:
-            return plan, need
-    least = min((need for _, need in needs), key=lambda need: need.total)
-    heavy = manifest.precision == "fp32" and least.weights > 1_000_000
-    smaller = ", or export the model as int8" if heavy else ""
-    raise MemoryLimitError(
-        f"{manifest.directory_name} needs {memory.format_size(least.total)}, the limit is "
-        f"{memory.format_size(limit or 0)} ({least.describe()}); nothing was loaded",
-        hint=f"raise the limit to {memory.round_up(least.total + _START_VARIES)}{smaller}",
-    )
+    def __exit__(self, *_: Any) -> None:
+        self.close()

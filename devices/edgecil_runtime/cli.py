@@ -13,12 +13,14 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Union
 
 from edgecil_runtime import __version__
 from edgecil_runtime._environment import prepare_device
 from edgecil_runtime.errors import InputError, RuntimeFault, printable
+from edgecil_runtime.limits import resolve
 from edgecil_runtime.memory import parse_size
+from edgecil_runtime.own_process import refuse_hopeless
 
 _DESCRIPTION = "Run, measure and check classifiers exported by edgecil on this device."
 JSON_SCHEMA = 1
@@ -34,9 +36,9 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{message}\nsee: {self.prog} --help")
 
 
-def _size(text: str) -> int:
+def _size(text: str) -> Union[str, int]:
     try:
-        return parse_size(text)
+        return text if text == "auto" else parse_size(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(f"{error.message}; {error.hint}") from None
 
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, summary: str, loads: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(module="commands")
+        sub.set_defaults(module="commands", loads=loads)
         sub.add_argument("bundle", metavar="BUNDLE", help="folder written by 'edgecil export'")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress, no hints")
@@ -64,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
                 "--memory-limit",
                 type=_size,
                 metavar="SIZE",
-                help="peak of the whole process, such as 96MB",
+                default="auto",
+                help="peak of the whole process, such as 96MB (auto: what the system allows)",
             )
             sub.add_argument(
                 "--threads", type=_count, default=1, metavar="N", help="threads to compute with (1)"
@@ -78,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--skip-bad", action="store_true", help="pass over images that cannot be read"
+    )
+    evaluate.add_argument(
+        "--resume-file", metavar="FILE", help="continue from here after a power cut"
     )
     predict = command("predict", "say what is on images")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="jpg, png, webp or bmp")
@@ -134,6 +140,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         options = build_parser().parse_args(words)
         prepare_device()
+        if getattr(options, "loads", False):
+            refuse_hopeless(options.bundle, resolve(options.memory_limit))
         commands = import_module(f"edgecil_runtime.{options.module}")  # imports numpy
         run: Callable[[argparse.Namespace], Dict[str, Any]] = getattr(commands, options.command)
         show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")

@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, List, Optional
 from edgecil_runtime import memory
 from edgecil_runtime.bundle import open_bundle
 from edgecil_runtime.classifier import Classifier
-from edgecil_runtime.session import load_onnxruntime, share_arena
+from edgecil_runtime.limits import resolve
+from edgecil_runtime.own_process import OwnProcess
 
 WIDTH = 80
 _WORST = 5
@@ -22,28 +23,15 @@ _REPORT_SECONDS = 1.0
 
 def _load(options: Namespace, reads_files: bool = True) -> Classifier:
     """Return the classifier under ``--memory-limit``, the peak of this whole process."""
-    if options.memory_limit is None:
-        return Classifier(options.bundle, threads=options.threads)
-    limit: int = options.memory_limit
-    load_onnxruntime()
-    share_arena()
-    if reads_files:
-        _import_pillow()
+    limit = resolve(options.memory_limit)
+    process = OwnProcess(limit, options.threads)
+    process.prepare(reads_files)
     return Classifier(
         options.bundle,
-        memory_limit=limit,
+        memory_limit=None if limit is None else limit.bytes,
         threads=options.threads,
-        whole_process=True,
-        before_loading=lambda: memory.set_hard_stop(limit, options.threads),
+        process=process,
     )
-
-
-def _import_pillow() -> None:
-    # Now, because imports fail in unclear ways once the hard stop is set.
-    try:
-        from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
-    except ImportError:
-        return  # reading the first image says what is missing
 
 
 def evaluate(options: Namespace) -> Dict[str, Any]:
@@ -54,13 +42,15 @@ def evaluate(options: Namespace) -> Dict[str, Any]:
         None if options.quiet else progress(sys.stderr.isatty()),
         ignore_unknown=options.ignore_unknown,
         skip_bad=options.skip_bad,
+        resume_file=options.resume_file,
     )
     return {
         "bundle": classifier.manifest.directory_name,
         **result.to_json(),
         "memory_limit_bytes": classifier.memory_limit,
         "predicted_bytes": classifier.need._asdict(),
-        "plan": classifier.plan.name,
+        "plan": classifier.plan,
+        "not_baked": classifier.not_baked,
     }
 
 

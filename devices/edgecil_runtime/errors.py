@@ -6,6 +6,8 @@ RuntimeFault
 ├── ImageError           one input image cannot be read or is too large          (exit 1)
 ├── InputError           a path, array or option given by the caller is wrong    (exit 1)
 ├── UpdateError          an install, rollback or commit that cannot be done now    (exit 1)
+├── WorkerError          the process that a model was isolated in ended           (exit 1)
+│   └── DeadlineError    ... because it did not answer in time                    (exit 1)
 └── RuntimeMissing       no onnxruntime is installed                             (exit 1)
 """
 
@@ -75,3 +77,15 @@ class UpdateError(RuntimeFault):
     """An install, rollback or commit cannot be done now; what is installed is as it was."""
 
     code = "update_refused"
+
+
+class WorkerError(RuntimeFault):
+    """The process of an isolated model ended; the next call starts another one."""
+
+    code = "worker_ended"
+
+
+class DeadlineError(WorkerError):
+    """An isolated model did not answer in time; its process was ended."""
+
+    code = "deadline"

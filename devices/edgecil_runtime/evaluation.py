@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import os
-import time
 import unicodedata
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
 from edgecil_runtime import memory
 from edgecil_runtime.errors import ImageError, InputError
+from edgecil_runtime.evaluation_log import EvaluationLog, Outcome
+from edgecil_runtime.hashing import sha256
 from edgecil_runtime.images import PathLike, list_images
+from edgecil_runtime.manifest import Manifest, manifest_digest
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from numpy.typing import NDArray
 
-    from edgecil_runtime.classifier import Classifier
+    class Scorer(Protocol):
+        """What can be evaluated: a classifier."""
+
+        manifest: Manifest
+        labels: Tuple[str, ...]
+
+        def file_scores(self, path: PathLike) -> Tuple[NDArray[np.float32], float]:
+            """Return the scores ``(C,)`` of an image file, and the seconds without reading it."""
+
+        def usage(self) -> Optional[memory.Usage]:
+            """Return the memory of the process that computes."""
+
 
 TOP = 5
 
@@ -104,31 +119,26 @@ class Evaluation:
 
 
 def evaluate_folder(
-    classifier: Classifier,
+    classifier: Scorer,
     folder: PathLike,
     on_progress: Optional[Callable[[int, int], None]],
     ignore_unknown: bool,
     skip_bad: bool,
+    resume_file: Optional[PathLike] = None,
 ) -> Evaluation:
     """Return the evaluation of ``classifier`` on class folders; see ``Classifier.evaluate``."""
     files = _matched(folder, classifier.labels, ignore_unknown)
     confusion = np.zeros((len(classifier.labels),) * 2, np.int64)
     milliseconds = array("f")
     top5_hits = skipped = 0
-    for done, (path, true) in enumerate(files, 1):
-        try:
-            pixels = classifier.read(path)
-            start = time.perf_counter()
-            scores = classifier.scores(pixels)
-            milliseconds.append(1e3 * (time.perf_counter() - start))
-        except ImageError as error:
-            if not skip_bad:
-                named = error.message if str(path) in error.message else f"{path}: {error.message}"
-                raise ImageError(named, hint=error.hint) from None
+    outcomes = _outcomes(classifier, files, skip_bad, resume_file)
+    for done, outcome in enumerate(outcomes, 1):
+        if outcome.predicted is None:
             skipped += 1
         else:
-            confusion[true, scores.argmax()] += 1
-            top5_hits += _rank(scores, true) < TOP
+            milliseconds.append(outcome.milliseconds)
+            confusion[outcome.true, outcome.predicted] += 1
+            top5_hits += outcome.in_top5
         if on_progress is not None:
             on_progress(done, len(files))
     if not milliseconds:
@@ -139,9 +149,43 @@ def evaluate_folder(
         confusion,
         top5_hits,
         np.frombuffer(milliseconds, np.float32),
-        memory.usage(),
+        classifier.usage(),
         skipped,
     )
+
+
+def _outcomes(
+    classifier: Scorer,
+    files: List[Tuple[Path, int]],
+    skip_bad: bool,
+    resume_file: Optional[PathLike],
+) -> Iterator[Outcome]:
+    if resume_file is None:
+        yield from (_outcome(classifier, path, true, skip_bad) for path, true in files)
+        return
+    identity = {
+        "model": manifest_digest(classifier.manifest.to_json()),
+        "images": sha256("\n".join(f"{true} {path}" for path, true in files).encode()).hexdigest(),
+    }
+    with EvaluationLog(resume_file, identity, len(classifier.labels)) as log:
+        done = 0
+        for done, outcome in enumerate(log.earlier(), 1):
+            yield outcome
+        for path, true in files[done:]:
+            outcome = _outcome(classifier, path, true, skip_bad)
+            log.add(outcome)
+            yield outcome
+
+
+def _outcome(classifier: Scorer, path: Path, true: int, skip_bad: bool) -> Outcome:
+    try:
+        scores, seconds = classifier.file_scores(path)
+    except ImageError as error:
+        if skip_bad:
+            return Outcome(true, None, False, 0.0)
+        named = error.message if str(path) in error.message else f"{path}: {error.message}"
+        raise ImageError(named, hint=error.hint) from None
+    return Outcome(true, int(scores.argmax()), _rank(scores, true) < TOP, 1e3 * seconds)
 
 
 def _rank(scores: NDArray[np.float32], true: int) -> int:

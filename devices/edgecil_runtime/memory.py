@@ -1,10 +1,5 @@
 """What a process uses, what a model will need, and giving memory back.
 
-A limit is kept in two ways. Everywhere: the need is predicted before anything is loaded, and
-refused when it does not fit. In a process of our own (the command line), a hard stop comes on
-top: see :func:`set_hard_stop`. There is no hard stop inside somebody else's process, because
-it would act on all of it.
-
 Sizes are bytes; MB is 10^6 bytes.
 """
 
@@ -17,19 +12,18 @@ import sys
 from pathlib import Path
 from typing import Dict, NamedTuple, Optional, Tuple, Union
 
-from edgecil_runtime.errors import InputError
+from edgecil_runtime.errors import InputError, MemoryLimitError
 from edgecil_runtime.manifest import Manifest
 
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
-_THREAD_STACK = 9_000_000  # reserved address space of one more thread, hardly touched
-
 # Measured with onnxruntime 1.31 on x86-64 over networks of 0.2 to 70 MB of weights. The first
 # session touches this much of onnxruntime's code and heap; the first image file this much of
 # Pillow's.
 _SESSION_BYTES = 15_000_000
+_NEXT_SESSION_BYTES = 3_000_000
 _PILLOW_BYTES = 6_000_000
 
 
@@ -37,7 +31,8 @@ class Plan(NamedTuple):
     """One way to load a model: onnxruntime's optimisation level, and what it costs.
 
     The peak while loading is ``load`` times the weights; while running it is ``run`` times the
-    weights plus ``activations`` times the planned activations.
+    weights plus ``activations`` times the planned activations. Without ``packs`` no weights are
+    rearranged for speed.
     """
 
     name: str
@@ -45,13 +40,25 @@ class Plan(NamedTuple):
     load: float
     run: float
     activations: float
+    packs: bool = True
 
 
-# int8: packed weights stand beside the stored ones while loading; a convolution accumulates in
-# 32 bits beside its 8-bit input and output. fp32: blocked copies of the weights make "fast"
-# about a quarter faster on x86, "lean" does without them.
+# A baked graph is loaded as it is. Its weights are mapped: int8 kernels take packed copies in
+# their place, fp32 kernels the mapped file itself.
+BAKED: Dict[str, Plan] = {
+    "int8": Plan("baked", "ORT_DISABLE_ALL", 1.1, 1.0, 6.0),
+    "fp32": Plan("baked", "ORT_DISABLE_ALL", 1.05, 1.05, 1.5),
+}
+
+# From the fastest to the smallest. int8: packed weights stand beside the stored ones while
+# loading; a convolution accumulates in 32 bits beside its 8-bit input and output; without
+# packing it takes 2 to 3 times longer. fp32: blocked copies of the weights make "fast" about a
+# quarter faster on x86, "lean" does without them.
 PLANS: Dict[str, Tuple[Plan, ...]] = {
-    "int8": (Plan("fast", "ORT_ENABLE_ALL", 2.1, 1.35, 6.0),),
+    "int8": (
+        Plan("fast", "ORT_ENABLE_ALL", 2.1, 1.35, 6.0),
+        Plan("unpacked", "ORT_ENABLE_ALL", 1.6, 1.1, 6.0, packs=False),
+    ),
     "fp32": (
         Plan("fast", "ORT_ENABLE_ALL", 3.6, 1.1, 1.5),
         Plan("lean", "ORT_ENABLE_EXTENDED", 1.25, 1.1, 1.5),
@@ -62,15 +69,15 @@ PLANS: Dict[str, Tuple[Plan, ...]] = {
 class Need(NamedTuple):
     """Predicted peak memory in bytes, by what takes it, at the moment of the peak.
 
-    ``process`` is resident before loading (0 when only growth counts), ``runtime`` what
-    onnxruntime and Pillow touch first, ``weights`` as stored, ``copies`` what packing and
+    ``interpreter`` is resident before loading (0 when only growth counts), ``runtime`` what
+    onnxruntime and Pillow touch first, ``weights`` as stored, ``packed`` what packing and
     loading add to them, ``activations`` intermediate results, ``image`` one decoded input.
     """
 
-    process: int
+    interpreter: int
     runtime: int
     weights: int
-    copies: int
+    packed: int
     activations: int
     image: int
 
@@ -158,40 +165,42 @@ def round_up(size: float) -> str:
     return f"{math.ceil(size / 1e6)}MB"
 
 
-def predict_need(manifest: Manifest, plan: Plan, process: int = 0, image: int = 0) -> Need:
+def predict_need(
+    manifest: Manifest, plan: Plan, interpreter: int = 0, image: int = 0, *, first: bool = True
+) -> Need:
     """Return the predicted peak of loading a model by ``plan`` and predicting one image.
 
-    ``process`` is the memory in use before (0 to predict growth), ``image`` the bytes of
-    decoding and holding one input.
+    ``interpreter`` is the memory in use before (0 to predict growth), ``image`` the bytes of
+    decoding and holding one input. The ``first`` session of a process touches onnxruntime's
+    code and tables, later ones share them.
     """
     weights = manifest.memory.weights_bytes
-    runtime = _SESSION_BYTES + (0 if "PIL.Image" in sys.modules else _PILLOW_BYTES)
-    loading = Need(process, runtime, weights, _extra(weights, plan.load), 0, 0)
+    runtime = (_SESSION_BYTES if first else _NEXT_SESSION_BYTES) + _pillow_bytes()
+    loading = Need(interpreter, runtime, weights, _extra(weights, plan.load), 0, 0)
     working = round(plan.activations * manifest.memory.activation_bytes)
-    running = Need(process, runtime, weights, _extra(weights, plan.run), working, image)
+    running = Need(interpreter, runtime, weights, _extra(weights, plan.run), working, image)
     return max(loading, running, key=lambda need: need.total)
+
+
+def _pillow_bytes() -> int:
+    return 0 if "PIL.Image" in sys.modules else _PILLOW_BYTES
 
 
 def _extra(weights: int, factor: float) -> int:
     return round((factor - 1) * weights)
 
 
-def set_hard_stop(limit: int, threads: int = 1) -> bool:
-    """Make allocations fail once this process would exceed ``limit`` bytes; return if it is set.
+def plans(precision: str, baked: bool) -> Tuple[Plan, ...]:
+    """Return the ways to load a model, fastest first."""
+    return (BAKED[precision], *PLANS[precision]) if baked else PLANS[precision]
 
-    RLIMIT_DATA is set to what is reserved now plus what the limit leaves above the resident
-    size, so allocations beyond it raise instead of inviting the kernel's killer. Acts on the
-    whole process and cannot tell reserved from used memory; call it after all imports.
-    """
-    now = usage()
-    if now is None:
-        return False
-    import resource
 
-    room = max(0, limit - now.resident) + (threads - 1) * _THREAD_STACK
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    soft = now.data + room
-    if hard != resource.RLIM_INFINITY:
-        soft = min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    return True
+def too_small(manifest: Manifest, limit: int, least: Need, slack: int) -> MemoryLimitError:
+    """Return the error of a limit below ``least``; ``slack`` bytes more are asked for."""
+    heavy = manifest.precision == "fp32" and least.weights > 1_000_000
+    smaller = ", or export the model as int8" if heavy else ""
+    return MemoryLimitError(
+        f"{manifest.directory_name} needs {format_size(least.total)}, the limit is "
+        f"{format_size(limit)} ({least.describe()}); nothing was loaded",
+        hint=f"raise the limit to {round_up(least.total + slack)}{smaller}",
+    )

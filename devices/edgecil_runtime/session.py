@@ -18,6 +18,7 @@ _NO_MEMORY = re.compile(
     r"bad_alloc|bad allocation|Available memory of|Failed to allocate|out of memory", re.IGNORECASE
 )
 _shared_arena = False
+_sessions = 0
 
 
 def load_onnxruntime(minimum: str = "0") -> Any:
@@ -83,6 +84,7 @@ def create_session(path: Path, manifest: Manifest, plan: Plan, threads: int) -> 
         RuntimeMissing: no onnxruntime, or one that is too old.
         BundleError: the model cannot be loaded, or is not what the manifest says.
     """
+    global _sessions
     runtime = load_onnxruntime(manifest.requires.onnxruntime)
     options = runtime.SessionOptions()
     # Explicit, or it pins threads to cores and complains inside containers.
@@ -92,6 +94,8 @@ def create_session(path: Path, manifest: Manifest, plan: Plan, threads: int) -> 
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, plan.level)
     # A pattern is kept per input shape, so it only pays where the shape never changes.
     options.enable_mem_pattern = manifest.fixed_input
+    if not plan.packs:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if threads >= cores():
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if _shared_arena:
@@ -105,8 +109,14 @@ def create_session(path: Path, manifest: Manifest, plan: Plan, threads: int) -> 
             f"(opset {manifest.requires.opset}, IR {manifest.requires.ir}): {one_line(error)}",
             hint=load_advice(runtime.__version__, manifest.requires.ir, manifest.requires.opset),
         ) from None
+    _sessions += 1
     _check_ports(session, path, manifest)
     return session
+
+
+def is_first_session() -> bool:
+    """Return whether no session was made in this process yet; the first one costs more."""
+    return _sessions == 0
 
 
 def raise_if_memory(error: BaseException) -> None:

@@ -18,7 +18,7 @@ from edgecil_runtime import (
     RuntimeMissing,
 )
 from edgecil_runtime import memory as runtime_memory
-from edgecil_runtime.bundle import MODEL, SELFTEST, SelfTest, open_bundle
+from edgecil_runtime.bundle import MODEL, SELFTEST, SelfTest
 from edgecil_runtime.images import fit_square, read_image
 
 
@@ -268,7 +268,7 @@ def test_damage_is_found_before_loading(tmp_path, toy):
 
 
 def test_the_limit_is_refused_with_a_breakdown_before_loading(tmp_path, toy, monkeypatch):
-    import edgecil_runtime.classifier as module
+    import edgecil_runtime.model as module
 
     def never(*_):
         raise AssertionError("must not load")
@@ -281,15 +281,13 @@ def test_the_limit_is_refused_with_a_breakdown_before_loading(tmp_path, toy, mon
         ) as caught:
             Classifier(path, memory_limit="5MB")
     needed = caught.value.hint.split()[4].rstrip(",")
-    assert Classifier(path, memory_limit=needed).plan.name == "lean"
-    assert Classifier(path, memory_limit="200MB").plan.name == "fast"
-    assert Classifier(path).plan.name == "fast"
+    assert Classifier(path, memory_limit=needed).plan == "lean"
+    assert Classifier(path, memory_limit="200MB").plan == "fast"
+    assert Classifier(path).plan == "fast"
 
 
 def test_images_beyond_what_the_limit_leaves(colour, tmp_path):
-    manifest = open_bundle(colour).manifest
-    plan = runtime_memory.PLANS["fp32"][0]
-    need = runtime_memory.predict_need(manifest, plan).total
+    need = Classifier(colour, memory_limit="200MB").need.total
     tight = Classifier(colour, memory_limit=need + 2_000_000)
     Image.fromarray(noisy(0, (400, 500))).save(tmp_path / "small.png")
     Image.fromarray(noisy(0, (600, 500))).save(tmp_path / "large.png")

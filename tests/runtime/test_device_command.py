@@ -167,7 +167,7 @@ def test_evaluation_inside_a_kernel_limit(cgroup, tmp_path, toy):
     assert done.returncode == 0, done.stderr
     assert answer(done)["result"]["n"] == 3
     # Less than the need: the runtime refuses, nobody is killed.
-    done = in_cgroup(cgroup, 100_000_000, [*words, "75MB"])
+    done = in_cgroup(cgroup, 100_000_000, [*words, "55MB"])
     assert done.returncode == 3 and answer(done)["error"]["code"] == "memory_limit"
 
 
