@@ -95,6 +95,19 @@ def keep_all(features: Tensor, count: int, generator: Generator | None = None) -
     return torch.arange(len(features))
 
 
+def interleave(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Return ranked lists merged into one whose every prefix holds each in its share.
+
+    ``sizes`` are the numbers of images that the lists rank the best of; the order inside a list
+    stays.
+    """
+    places = [
+        (torch.arange(len(part), dtype=torch.float64) + 0.5) / max(1, size)
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    return torch.cat(list(parts))[torch.cat(places).argsort(stable=True)]
+
+
 def shrink(ranked: Sequence[Sequence[T]], count: int) -> list[Sequence[T]]:
     """Return the first ``count`` of every ranked list."""
     return [of_class[:count] for of_class in ranked]

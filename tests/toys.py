@@ -65,7 +65,8 @@ def task(method: str, groups, previous=None, budget=None, options=None, **change
     everything = recipe.selection is not None and recipe.selection.everything
     limit = Budget() if everything else budget or Budget(per_class=5)
     width = changes.pop("width", None)
-    spec = NetSpec(changes.pop("arch", "resnet8"), width=width)
+    head = "cosine" if recipe.head_kind == "cosine" else "linear"
+    spec = NetSpec(changes.pop("arch", "resnet8"), head, width)
     return Task(
         recipe, Classes(tuple(groups)), spec, changes.pop("training", TRAINING), limit, previous,
         **changes,

@@ -101,7 +101,42 @@ class NearestMeanRule(Rule):
         return cls(torch.tensor(np.asarray(arrays["means"])))
 
 
-RULES: Mapping[str, type[Rule]] = {rule.kind: rule for rule in (ArgmaxRule, NearestMeanRule)}
+class CorrectedRule(Rule):
+    """The logits of the classes, each scaled and shifted (BiC section 4)."""
+
+    kind = "bias-corrected"
+    score_kind = "logit"
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.detach().float())
+        self.register_buffer("shift", shift.detach().float())
+
+    @classmethod
+    def identity(cls, classes: int) -> Self:
+        """Return the rule that leaves the logits of so many classes as they are."""
+        return cls(torch.ones(classes), torch.zeros(classes))
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Return the corrected logits ``(N, C)``."""
+        with full_precision(logits):
+            return logits[:, : len(self.scale)] * self.scale + self.shift
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return scale and shift."""
+        return {n: np.array(getattr(self, n).cpu().numpy()) for n in ("scale", "shift")}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """Return the rule that gave ``arrays``."""
+        return cls(*(torch.tensor(np.asarray(arrays[n])) for n in ("scale", "shift")))
+
+
+RULES: Mapping[str, type[Rule]] = {
+    rule.kind: rule for rule in (ArgmaxRule, NearestMeanRule, CorrectedRule)
+}
 
 
 def rule_arrays(rule: Rule) -> dict[str, NDArray[Any]]:

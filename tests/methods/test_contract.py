@@ -219,23 +219,36 @@ def every_option():
                 yield pytest.param(method, field, id=f"{method}-{field.name}")
 
 
-def another_value(field):
-    """Return a value of an option that is not its default."""
-    if field.metadata["choices"]:
-        return next(c for c in field.metadata["choices"] if c != field.default)
+def other_values(field):
+    """Return values of an option that are not its default, the likelier to matter first."""
+    choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
+    if choices:
+        return [c for c in choices if c != field.default]
     if isinstance(field.default, bool):
-        return not field.default
-    double, high = field.default * 2 or 1.0, field.metadata["high"]
-    return type(field.default)(double if high is None or double <= high else field.default / 2)
+        return [not field.default]
+    double = field.default * 2 or 1.0
+    values = [double if high is None or double <= high else field.default / 2, low]
+    return [type(field.default)(v) for v in values if v is not None]
 
 
 @pytest.mark.parametrize(("method", "field"), list(every_option()))
 def test_every_option_reaches_the_result(method, field, tmp_path):
-    sizes = (2, 2, 1)  # two teachers in the end, of which one may be skipped
-    plain = toys.learn(method, sizes, tmp_path / "a", count=8)[-1].model
-    options = {field.name: another_value(field)}
-    model = toys.learn(method, sizes, tmp_path / "b", count=8, options=options)[-1].model
-    assert not (equal(plain.net, model.net) and equal(plain.rule, model.rule))
+    sizes = (2, 2, 3)  # two teachers in the end, of which one may be skipped
+    trainings = (toys.TRAINING, dataclasses.replace(toys.TRAINING, epochs=8))
+
+    def learn(training, options):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return toys.learn(
+            method, sizes, folder, count=8, training=training, options=options
+        )[-1].model  # fmt: skip
+
+    for training in trainings:  # a margin matters only where something has been learned
+        plain = learn(training, {})
+        for value in other_values(field):
+            model = learn(training, {field.name: value})
+            if not (equal(plain.net, model.net) and equal(plain.rule, model.rule)):
+                return
+    raise AssertionError(f"{field.name} changes nothing")
 
 
 @every_method

@@ -1,0 +1,115 @@
+"""How important each weight was for what was learned, from gradients of single images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from edgecil.data.images import ImageSet
+from edgecil.memory.fields import Field
+from edgecil.method import Context, Origin
+
+FIELD = Field("importance", "backbone", "how much every weight of the backbone matters")
+MEMORY = 256 << 20
+"""Bytes that the gradients of one group of images may take."""
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""``(logits (1, width), noise) -> scalar`` whose gradient is looked at; noise in [0, 1)."""
+
+
+def per_image(
+    ctx: Context, images: ImageSet, score: Score, fold: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return the mean over images of ``fold(d score / d weight)`` for all backbone parameters.
+
+    Gradients are those of single images in eval mode, so the result does not depend on the
+    batch size: the square of a batch's mean gradient, used by several implementations,
+    underestimates the mean square about as many times as there are images in a batch.
+    """
+    net = ctx.net.eval()
+    weights = {n: p.detach() for n, p in net.backbone.named_parameters()}
+    rest = {f"head.{n}": v.detach() for n, v in net.head.state_dict().items()}
+    buffers = {f"backbone.{n}": b for n, b in net.backbone.named_buffers()}
+
+    def of_one(parameters: Mapping[str, Tensor], image: Tensor, noise: Tensor) -> Tensor:
+        every = {f"backbone.{n}": p for n, p in parameters.items()} | buffers | rest
+        return score(functional_call(net, every, (image[None],)).logits.float(), noise)
+
+    gradients = vmap(grad(of_one), in_dims=(None, 0, 0))
+    size = sum(w.nbytes for w in weights.values())
+    chunk = max(1, MEMORY // max(1, size))
+    total = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
+    generator = ctx.stream("importance")
+    for batch in ctx.loader(images):
+        noise = torch.rand(len(batch), generator=generator).to(batch.device)
+        for part, draws in zip(batch.split(chunk), noise.split(chunk), strict=True):
+            for name, value in gradients(weights, part, draws).items():
+                total[name] += fold(value).sum(dim=0)
+    return {name: value / len(images) for name, value in total.items()}
+
+
+def fisher(ctx: Context, images: ImageSet) -> dict[str, Tensor]:
+    """Return the diagonal of the Fisher information of the backbone (EWC).
+
+    E_x E_{y ~ p} (d log p_y / d theta)^2 over the seen classes, with one draw of y per image.
+    """
+    seen = ctx.classes.seen
+
+    def log_likelihood(logits: Tensor, noise: Tensor) -> Tensor:
+        logs = torch.log_softmax(logits[0, :seen], dim=0)
+        drawn = (logs.detach().exp().cumsum(0) < noise).sum().clamp_max(seen - 1)
+        return logs.gather(0, drawn[None])[0]
+
+    return per_image(ctx, images, log_likelihood, torch.square)
+
+
+def sensitivity(ctx: Context, images: ImageSet) -> dict[str, Tensor]:
+    """Return the mean of |d ||f(x)||^2 / d theta| over the images, f the seen logits (MAS)."""
+    seen = ctx.classes.seen
+
+    def length(logits: Tensor, noise: Tensor) -> Tensor:
+        return logits[0, :seen].square().sum()
+
+    return per_image(ctx, images, length, torch.abs)
+
+
+def penalty(net: nn.Module, anchor: nn.Module, importance: Mapping[str, Tensor]) -> Tensor:
+    """Return sum_i importance_i (theta_i - theta*_i)^2 over the backbone; a scalar."""
+    before = dict(anchor.named_parameters())
+    terms = [
+        (importance[name] * (value - before[name]).square()).sum()
+        for name, value in net.named_parameters()
+        if name in importance
+    ]
+    return torch.stack(terms).sum()
+
+
+def pull(ctx: Context) -> Tensor:
+    """Return the penalty of the kept importance, anchored at the network learned before."""
+    assert ctx.previous is not None
+    if FIELD.name not in ctx.scratch:
+        ctx.scratch[FIELD.name] = {
+            name: torch.from_numpy(value).to(ctx.device)
+            for name, value in ctx.kept.read(FIELD.name).items()
+        }
+    return penalty(ctx.net, ctx.previous, ctx.scratch[FIELD.name])
+
+
+def keep(ctx: Context, measured: Mapping[str, Tensor], old_share: float, new_share: float) -> None:
+    """Keep ``old_share`` times what was kept plus ``new_share`` times what was measured."""
+    total = {f"backbone.{n}": new_share * v.cpu().numpy() for n, v in measured.items()}
+    if FIELD.name in ctx.kept:
+        for name, value in ctx.kept.read(FIELD.name).items():
+            total[name] = total[name] + old_share * value
+    ctx.keeps.write(FIELD.name, {n: v.astype(np.float32) for n, v in total.items()})
+
+
+def needs_importance(origin: Origin) -> str | None:
+    """Accept versions that keep the importance of their weights."""
+    if FIELD.name in origin.kept_fields:
+        return None
+    return "nothing is kept of how important its weights are for the old classes"

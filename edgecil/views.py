@@ -1,0 +1,72 @@
+"""Views of several methods: which old and new images make up an epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import ImageSet, concat
+from edgecil.exemplars import herding
+from edgecil.method import Context
+from edgecil.nets.taps import freeze
+
+
+def half_old(ctx: Context) -> ImageSet:
+    """Return the new images and as many draws, with replacement, from the exemplars.
+
+    Only the draws repeat: what is stored stays unique (ABD's code re-drew its store from the
+    oversampled pool, and lost half of the distinct images in ten tasks).
+    """
+    new, kept = ctx.sets["new"], ctx.sets["kept"]
+    if not len(kept):
+        return new
+    draws = torch.randint(len(kept), (len(new),), generator=ctx.stream("oversample"))
+    return concat([new, kept.subset(draws.to(kept.labels.device))])
+
+
+TRAINED = "trained"
+"""The network as it was when fine-tuning began: a teacher, and the judge of new images."""
+
+
+def remember_trained(ctx: Context) -> None:
+    """Freeze the network as it is now as another teacher."""
+    ctx.teachers[TRAINED] = freeze(ctx.net)
+
+
+def balanced(ctx: Context) -> ImageSet:
+    """Return equally many images of every class: exemplars, and herded ones of the new classes.
+
+    The number is that of the old class with the fewest exemplars; without old classes all new
+    images are returned. The features that are herded are those of the teacher ``trained``, so
+    that a resumed run chooses alike.
+    """
+    new, kept = ctx.sets["new"], ctx.sets["kept"]
+    if not len(kept):
+        return new
+    count = int(torch.bincount(kept.labels.cpu(), minlength=ctx.classes.old).min())
+    features = features_of(ctx, ctx.teachers[TRAINED], new).cpu()
+    labels, rows = new.labels.cpu(), []
+    for label in range(ctx.classes.old, ctx.classes.seen):
+        mine = torch.nonzero(labels == label)[:, 0]
+        rows.append(mine[herding(features[mine], count)])
+    chosen = torch.cat(rows).to(new.labels.device)
+    return concat([new.subset(chosen), kept.subset(first_of_each(kept.labels, count))])
+
+
+def first_of_each(labels: Tensor, count: int) -> Tensor:
+    """Return the positions of the first ``count`` images of every class in ``labels`` ``(N,)``."""
+    ranks = torch.zeros_like(labels)
+    for label in labels.unique():
+        mine = labels == label
+        ranks[mine] = torch.arange(int(mine.sum()), device=labels.device)
+    return torch.nonzero(ranks < count)[:, 0]
+
+
+@torch.no_grad()
+def features_of(ctx: Context, net: nn.Module, images: ImageSet) -> Tensor:
+    """Return the float32 features ``(N, D)`` of a set by a network in eval mode."""
+    parts = []
+    for batch in ctx.loader(images):
+        with ctx.autocast():
+            parts.append(net(batch).features.float())
+    return torch.cat(parts)

@@ -1,0 +1,207 @@
+"""What single methods promise beyond the contract: balance, held-out images, importance."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import toys
+
+from edgecil.data.loader import evaluation_batches
+from edgecil.engine.increment import begin
+from edgecil.exemplars import interleave
+from edgecil.importance import fisher, penalty, per_image, sensitivity
+from edgecil.memory.budget import Budget
+from edgecil.methods import bic, lucir
+from edgecil.nets.rules import CorrectedRule
+from edgecil.views import balanced, first_of_each, half_old, remember_trained
+
+
+def context(method, sizes, folder, **changes):
+    """Return the context at the start of the last of several increments."""
+    *before, _ = sizes
+    previous = toys.learn(method, tuple(before), folder, **changes)[-1].model if before else None
+    given = toys.task(method, sizes, previous, **changes)
+    first = sum(before)
+    new = toys.image_set(range(first, sum(sizes)))
+    ctx, phases = begin(given, toys.sets_of(given, new), toys.session())
+    return ctx, phases
+
+
+class TestImportance:
+    def reference(self, ctx, images, score, fold):
+        """One backward pass per image."""
+        net = ctx.net.eval()
+        names = [n for n, _ in net.backbone.named_parameters()]
+        total = {n: torch.zeros(p.shape) for n, p in net.backbone.named_parameters()}
+        net.requires_grad_(True)
+        for image in torch.cat(list(ctx.loader(images))):
+            value = score(net(image[None]).logits.float(), torch.tensor(0.5))
+            grads = torch.autograd.grad(value, list(net.backbone.parameters()))
+            for name, grad in zip(names, grads, strict=True):
+                total[name] += fold(grad) / len(images)
+        return total
+
+    @pytest.mark.parametrize("fold", [torch.square, torch.abs])
+    def test_is_the_mean_over_single_images(self, fold, tmp_path, monkeypatch):
+        ctx, _ = context("ewc", (3,), tmp_path)
+        images = toys.image_set(range(3), 3)
+
+        def score(logits, noise):
+            return logits[0, 0] * noise + logits[0].square().sum()
+
+        ctx.stream = lambda name: torch.Generator().manual_seed(0)
+        monkeypatch.setattr(torch, "rand", lambda n, generator: torch.full((n,), 0.5))
+        found = per_image(ctx, images, score, fold)
+        wanted = self.reference(ctx, images, score, fold)
+        assert found.keys() == wanted.keys()
+        for name, value in found.items():
+            assert torch.allclose(value, wanted[name], rtol=2e-3, atol=1e-6), name
+
+    @pytest.mark.parametrize("measure", [fisher, sensitivity])
+    def test_does_not_depend_on_the_batch_size(self, measure, tmp_path):
+        ctx, _ = context("ewc", (3,), tmp_path)
+        images, session = toys.image_set(range(3), 4), toys.session()
+        found = []
+        for size in (12, 5):
+            ctx.loader = partial(
+                evaluation_batches, preprocess=session.preprocess, batch_size=size, device="cpu"
+            )
+            found.append(measure(ctx, images))
+        for name, value in found[0].items():
+            assert torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-8), name
+
+    def test_sensitivity_is_summed_over_increments_and_fisher_is_averaged(self, tmp_path):
+        for method, share in (("mas", (1.0, 1.0)), ("ewc", (2 / 5, 3 / 5))):
+            outcomes = toys.learn(method, (2, 3), tmp_path / method)
+            before, after = (o.model.kept.read("importance") for o in outcomes)
+            # What the second increment measured is the rest, and cannot be negative.
+            rest = {n: after[n] - share[0] * before[n] for n in after}
+            assert all(v.min() >= -1e-6 * after[n].max() for n, v in rest.items())
+            assert max(v.max() for v in rest.values()) > 0
+
+    def test_the_penalty_is_the_weighted_square_distance(self, tmp_path):
+        ctx, _ = context("ewc", (3, 2), tmp_path)
+        importance = {
+            n: torch.rand(p.shape) for n, p in ctx.net.named_parameters() if "backbone" in n
+        }
+        assert penalty(ctx.net, ctx.previous, importance) == 0
+        with torch.no_grad():
+            for parameter in ctx.net.parameters():
+                parameter.add_(0.5)
+        wanted = 0.25 * sum(float(v.double().sum()) for v in importance.values())
+        assert float(penalty(ctx.net, ctx.previous, importance)) == pytest.approx(wanted, rel=1e-4)
+
+    def test_a_stiff_spring_keeps_the_weights_and_none_lets_them_go(self, tmp_path):
+        moved = []
+        for number, strength in enumerate((0.0, 10.0)):
+            first, second = toys.learn(
+                "mas", (2, 2), tmp_path / str(number), options={"strength": strength}
+            )
+            pairs = zip(
+                first.model.net.backbone.parameters(), second.model.net.backbone.parameters(),
+                strict=True,
+            )  # fmt: skip
+            importance = first.model.kept.read("importance")
+            weights = [torch.from_numpy(v) for v in importance.values()]
+            moved.append(
+                sum(
+                    float((w * (a - b).square()).sum())
+                    for w, (a, b) in zip(weights, pairs, strict=True)
+                )
+            )
+        assert moved[1] < 0.5 * moved[0]
+
+
+class TestBalancedViews:
+    def test_every_class_has_equally_many_images(self, tmp_path):
+        ctx, _ = context("eeil", (3, 2), tmp_path)
+        remember_trained(ctx)
+        counts = torch.bincount(balanced(ctx).labels)
+        assert counts.tolist() == [5] * 5  # what the store holds of each old class
+
+    def test_exemplars_of_the_oversampled_view_are_half_and_the_store_stays_unique(self, tmp_path):
+        ctx, _ = context("lwf-coreset", (3, 2), tmp_path)
+        view = half_old(ctx)
+        assert int((view.labels < 3).sum()) == int((view.labels >= 3).sum()) == 24
+        outcomes = toys.learn("lwf-coreset", (3, 2, 1), tmp_path / "more")
+        for outcome in outcomes:
+            stored = outcome.model.kept.read("exemplars.images").reshape(-1, 32 * 32 * 3)
+            assert len(np.unique(stored, axis=0)) == len(stored)
+
+    def test_the_first_of_each_class_come_in_order(self):
+        labels = torch.tensor([2, 0, 2, 1, 0, 2, 0])
+        assert first_of_each(labels, 2).tolist() == [0, 1, 2, 3, 4]
+
+
+class TestBic:
+    def test_held_out_images_are_never_trained_on(self, tmp_path, monkeypatch):
+        seen = set()
+        step = bic.step
+
+        def remember(options, ctx, batch):
+            rows = ctx.view.pixels[batch.index].flatten(1)
+            seen.update(map(bytes, rows.numpy()))
+            return step(options, ctx, batch)
+
+        monkeypatch.setattr(bic, "step", remember)
+        for outcome in toys.learn("bic", (2, 2, 1), tmp_path, budget=Budget(per_class=10)):
+            flags = outcome.model.kept.read(bic.HELD.name)
+            images = outcome.model.kept.read("exemplars.images").reshape(len(flags), -1)
+            assert 0 < flags.sum() < len(flags)
+            assert not {bytes(image) for image in images[flags]} & seen
+        assert seen
+
+    def test_every_prefix_of_the_ranking_holds_its_share(self):
+        trained, held = torch.arange(450), 1000 + torch.arange(50)
+        merged = interleave([trained, held], [450, 50])
+        assert merged[merged < 1000].tolist() == trained.tolist()
+        for length in range(10, 500, 10):
+            assert int((merged[:length] >= 1000).sum()) == length // 10
+
+    def test_the_bias_goes(self, tmp_path):
+        """More training on the new classes than on the few exemplars makes these too loud."""
+        training = toys.dataclasses.replace(toys.TRAINING, epochs=6)
+        outcome = toys.learn(
+            "bic", (2, 2), tmp_path, count=20, training=training, budget=Budget(per_class=4),
+            options={"held_out": 0.25},
+        )[-1]  # fmt: skip
+        rule = outcome.model.rule
+        assert isinstance(rule, CorrectedRule)
+        assert rule.scale[:2].tolist() == [1, 1] and rule.shift[:2].tolist() == [0, 0]
+        assert rule.scale[2] == rule.scale[3] != 1
+        images = toys.image_set(range(4), 20, seed=5)
+        batch = (images.pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+        outputs = outcome.model.net(batch)
+        plain = outputs.logits.argmax(dim=1)
+        fixed = rule(outputs.features, outputs.logits).argmax(dim=1)
+        assert abs(int((fixed >= 2).sum()) - 40) <= abs(int((plain >= 2).sum()) - 40)
+
+    def test_all_pairs_stay_where_the_last_one_replaces_the_others(self, tmp_path):
+        rules = {
+            kind: toys.learn(
+                "bic", (2, 2, 2), tmp_path / kind, budget=Budget(per_class=10),
+                options={"pairs": kind},
+            )[-1].model.rule
+            for kind in ("last", "all")
+        }  # fmt: skip
+        assert rules["last"].scale[:4].tolist() == [1] * 4
+        assert rules["all"].scale[:2].tolist() == [1] * 2
+        assert rules["all"].scale[2] == rules["all"].scale[3] != 1
+
+
+class TestLucir:
+    def test_old_rows_stay_to_the_bit_and_new_ones_are_imprinted(self, tmp_path):
+        first, second = toys.learn("lucir", (3, 2), tmp_path)
+        assert torch.equal(first.model.net.head.weight, second.model.net.head.weight[:3])
+        ctx, _ = context("lucir", (3, 2), tmp_path / "again")
+        features = ctx.features(ctx.sets["new"])
+        cosines = ctx.net.head.cosines(features)[:, 3:]
+        own = cosines.gather(1, ctx.sets["new"].labels[:, None] - 3)
+        assert own.mean() > cosines.mean()
+
+    def test_fine_tuning_moves_the_head_and_nothing_else(self, tmp_path):
+        ctx, phases = context("lucir", (3, 2), tmp_path, options={"finetuning": True})
+        assert [p.name for p in phases] == ["train", "class-balanced fine-tuning"]
+        assert phases[1].trains == ("head",) and phases[1].mode == "eval"
+        assert lucir.new_rows(ctx)["head.weight"].sum(dim=1).tolist() == [0, 0, 0, 64, 64]
