@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecil.bench.layouts.listing import Listing, grouped, locate
+from edgecil.bench.layouts.listing import Listing, grouped, locate, visible
 from edgecil.data.source import ImageFolder, scan
-from edgecil.errors import DataError
 
 
 def class_folders(root: Path) -> Listing:
@@ -16,16 +15,15 @@ def class_folders(root: Path) -> Listing:
         DataError: no such folders.
     """
     wanted = "train/ and test/ (or val/), each with class folders"
-    home = locate(root, wanted, _is_split)
-    train = scan(home)
-    if train.test is None:
-        raise DataError(f"{home}: expected {wanted}; train/ has none")
+    train = scan(locate(root, wanted, _is_split))
+    assert train.test is not None  # train/ has folders, and test/ or val/ is beside it
     return Listing(train.classes, _by_class(train), _by_class(train.test))
 
 
 def _is_split(folder: Path) -> bool:
     beside = (folder / "test").is_dir() or (folder / "val").is_dir()
-    return (folder / "train").is_dir() and beside
+    train = folder / "train"
+    return beside and train.is_dir() and any(p.is_dir() for p in visible(train))
 
 
 def _by_class(folder: ImageFolder) -> dict[str, list[Path]]:
