@@ -7,6 +7,7 @@ import typer
 from edgecil.workspace import Workspace
 from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption
 from edgecil_cli._output import Output
+from edgecil_runtime.doctor import WRONG
 
 EPILOG = """\
 Examples:
@@ -27,7 +28,7 @@ def doctor(
     from edgecil import doctor as library
 
     findings = library.examine(Workspace.find(workspace))
-    wrong = [finding for finding in findings if finding.status == library.WRONG]
+    wrong = [finding for finding in findings if finding.status == WRONG]
     answer = {"fit": not wrong, "findings": [finding._asdict() for finding in findings]}
     output.result(answer, value_only=str(len(wrong)))
     if output.for_people:
