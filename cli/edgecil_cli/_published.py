@@ -94,7 +94,7 @@ def _title(output: Output, half: Half) -> None:
 
 
 def _key(row: MethodMemory) -> tuple[str, str | None]:
-    return row.method, row.compared and row.compared.codec
+    return row.method, None if row.compared is None else row.compared.codec
 
 
 def _rows(row: MethodMemory, measured: int | None) -> list[list[str]]:

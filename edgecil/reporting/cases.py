@@ -53,8 +53,9 @@ def cases(wanted: MemoryProtocol, dataset: Dataset) -> list[Case]:
 
 
 def _spec(recipe: Recipe, dataset: Dataset) -> NetSpec:
-    head = "cosine" if recipe.head_kind == "cosine" else "linear"
-    return NetSpec(dataset.arch, head, recipe.head_width)
+    return NetSpec(
+        dataset.arch, "cosine" if recipe.head_kind == "cosine" else "linear", recipe.head_width
+    )
 
 
 def planned(case: Case, wanted: MemoryProtocol, dataset: Dataset) -> MethodMemory:

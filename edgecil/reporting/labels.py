@@ -26,7 +26,7 @@ def label(
     The figure must have been laid out.
     """
     scale = names[0][0].figure.dpi / 72 if names else 1.0
-    centres = [axes.transData.transform((x, y)) for axes, x, y, _ in names]
+    centres = [tuple(axes.transData.transform((x, y)).tolist()) for axes, x, y, _ in names]
     markers = [_box(x, y, MARKER * scale, MARKER * scale) for x, y in centres]
     taken = [*occupied, *markers]
     placed = []

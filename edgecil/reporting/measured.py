@@ -11,6 +11,7 @@ from edgecil.bench import results as bench
 from edgecil.bench.results import Result
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
+from edgecil.memory.fields import IMAGES
 from edgecil.memory.report import Comparison, MethodMemory
 from edgecil.reporting.cases import Case
 from edgecil.reporting.protocol import Dataset, MemoryProtocol
@@ -88,7 +89,7 @@ def measured(found: Sequence[Result], wanted: MemoryProtocol) -> Measured:
 
 def _belongs(result: Result, wanted: MemoryProtocol, dataset: Dataset) -> bool:
     classes = list(itertools.accumulate(wanted.increments))
-    return result["classes"] == classes and result["net"]["arch"] == dataset.arch
+    return bool(result["classes"] == classes and result["net"]["arch"] == dataset.arch)
 
 
 def _differs(result: Result, wanted: MemoryProtocol) -> str | None:
@@ -96,7 +97,7 @@ def _differs(result: Result, wanted: MemoryProtocol) -> str | None:
     number, share = result["exemplars_per_class"], wanted.exemplars_total // sum(wanted.increments)
     if number is None or number == share:
         return None
-    if any(f["name"] == "exemplars.images" for f in result["kept_fields"]):
+    if any(f["name"] == IMAGES for f in result["kept_fields"]):
         return f"it keeps {number} exemplars per class, the table has {share}"
     return None
 

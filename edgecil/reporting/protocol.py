@@ -67,5 +67,5 @@ def protocol(name: str) -> MemoryProtocol:
     for data in values.pop("datasets"):
         published = {m: round(mb * 10**6) for m, mb in data.pop("published_mb").items()}
         datasets.append(Dataset(**data | {"codecs": tuple(data["codecs"])}, published=published))
-    tuples = {key: tuple(values.pop(key)) for key in ("increments", "combinations")}
-    return MemoryProtocol(name, **values, **tuples, datasets=tuple(datasets))
+    values |= {key: tuple(values[key]) for key in ("increments", "combinations")}
+    return MemoryProtocol(name=name, datasets=tuple(datasets), **values)
