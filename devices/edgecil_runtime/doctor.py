@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
 from textwrap import wrap
 from typing import Any, Dict, List, NamedTuple, Optional
 

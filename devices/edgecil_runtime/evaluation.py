@@ -168,10 +168,11 @@ def _outcomes(
         "images": sha256("\n".join(f"{true} {path}" for path, true in files).encode()).hexdigest(),
     }
     with EvaluationLog(resume_file, identity, len(classifier.labels)) as log:
-        done = 0
-        for done, outcome in enumerate(log.earlier(), 1):
+        known = 0
+        for outcome in log.earlier():
+            known += 1
             yield outcome
-        for path, true in files[done:]:
+        for path, true in files[known:]:
             outcome = _outcome(classifier, path, true, skip_bad)
             log.add(outcome)
             yield outcome

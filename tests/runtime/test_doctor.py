@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecil_runtime import compatibility, doctor
+from edgecil_runtime import cli, compatibility, doctor
 from edgecil_runtime.cgroups import MemoryCgroup, memory_cgroup
 from edgecil_runtime.doctor import OK, WARNING, WRONG
 
@@ -192,3 +192,27 @@ def test_the_table_of_versions():
     assert compatibility.load_advice("1.16.3", 8, 18) is None
     assert "onnxruntime>=1.23" in compatibility.load_advice("1.22.1", 11, 22)
     assert "older opset" in compatibility.load_advice("1.31.1", 14, 28)
+
+
+def test_the_command_in_this_process(tmp_path, capsys, monkeypatch):
+    assert cli.main(["doctor", str(tmp_path)]) == 0
+    assert "this device can run bundles" in capsys.readouterr().out
+    monkeypatch.setenv("PYTHONPATH", str(fake(tmp_path, "import os; os.abort()")))
+    assert cli.main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("import sys; sys.exit(2)")
+    assert cli.main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "cannot be imported" in shown and "ORT_DISABLE_TELEMETRY=0" in shown
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(colour, tmp_path, toy, capsys):
+    toy.colour_folder(tmp_path, each=1, names=("red",))
+    image = tmp_path / "red" / "\x1b[2J.png"
+    (tmp_path / "red" / "0.png").rename(image)
+    assert cli.main(["predict", str(colour), str(image)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and r"\x1b[2J.png" in shown
+    assert cli.main(["info", str(tmp_path / "\x1b[2J")]) == 1
+    assert "\x1b" not in capsys.readouterr().err
