@@ -22,13 +22,13 @@ import filelock
 from edgecil.errors import EdgecilError
 from edgecil.units import format_bytes
 from edgecil.workspace import Workspace
+from edgecil_runtime.cpu import cpu_flags
 from edgecil_runtime.doctor import (
     OK,
     WARNING,
     WRONG,
     Finding,
     check_packages,
-    cpu_flags,
     probe_onnxruntime,
 )
 
