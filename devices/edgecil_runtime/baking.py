@@ -114,14 +114,15 @@ def _in_child(bundle: Bundle, folder: Path, deadline: float) -> str:
 
 
 def _record(bundle: Bundle, folder: Path, version: str) -> None:
+    files = {name: _entry(folder / name) for name in sorted(os.listdir(folder))}
     record = {
         "schema": _SCHEMA,
         "onnxruntime": version,
         "isa": instruction_sets(),
         "model_sha256": bundle.manifest.files[MODEL].sha256,
-        "files": {name: _entry(folder / name) for name in sorted(os.listdir(folder))},
+        "files": files,
     }
-    for name in record["files"]:
+    for name in files:
         _sync(folder / name)
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     _sync(folder / RECORD)

@@ -95,7 +95,7 @@ class Worker:
             RuntimeFault: see ``Classifier.predict``.
         """
         self._check_room(pixels.nbytes)
-        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+        data = np.ascontiguousarray(pixels).reshape(-1).data
         _, scores = self._ask({"shape": pixels.shape}, data)
         return np.frombuffer(scores, np.float32)
 
