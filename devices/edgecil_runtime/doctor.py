@@ -202,13 +202,13 @@ def check_cpu(machine: str, flags: List[str]) -> Finding:
     """Return which instructions int8 arithmetic has here."""
     if not flags:
         return Finding("cpu", WARNING, f"{machine}: flags unknown", "measure the speed of int8")
-    if machine in ("aarch64", "arm64"):
-        found = [f for f in ("asimd", "asimddp", "i8mm") if f in flags]
-        slow = "asimddp" not in flags
-        advice = "no dot product: int8 saves memory here, and little time" if slow else None
-        return Finding("cpu", OK, f"{machine}: {' '.join(found)}", advice)
-    found = [f for f in ("avx2", "avx_vnni", "avx512_vnni") if f in flags]
-    shown = f"{machine}: {' '.join(found) or 'no AVX2'}"
+    arm = machine in ("aarch64", "arm64")
+    wanted = ("asimd", "asimddp", "i8mm") if arm else ("avx2", "avx_vnni", "avx512_vnni")
+    found = [flag for flag in wanted if flag in flags]
+    shown = f"{machine}: {' '.join(found) or 'none of ' + ', '.join(wanted)}"
+    if arm:
+        slow = "no dot product: int8 saves memory here, and little time"
+        return Finding("cpu", OK, shown, None if "asimddp" in flags else slow)
     if machine == "x86_64" and not {"avx_vnni", "avx512_vnni"} & set(flags):
         advice = "int8 sums may saturate without VNNI: export with --target x86-old-atom"
         return Finding("cpu", WARNING, shown, advice)

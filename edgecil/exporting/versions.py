@@ -96,9 +96,10 @@ def export_version(
     if target is not None:
         max_pixels = target.max_pixels
         fixed_input = fixed_input or not target.resize_in_graph
+    previous = None if delta_from is None else open_previous(delta_from, name)
     task = Task(
         net, rule, preprocess, tuple(labels), name, version, parent, method, precision,
-        fixed_input, max_pixels, delta_from and open_previous(delta_from, name), target,
+        fixed_input, max_pixels, previous, target,
     )  # fmt: skip
     try:
         return _export(
@@ -283,5 +284,5 @@ def _manifest(task: Task, report: ExportReport) -> Manifest:
         calibration=report.calibration,
         measured=report.measured(),
         files={},
-        target=task.target and task.target.entry(),
+        target=None if task.target is None else task.target.entry(),
     )

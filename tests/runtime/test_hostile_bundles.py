@@ -273,3 +273,24 @@ def test_forged_bundles_never_crash_the_reader(colour, own):
 def test_ten_thousand_mutated_bundles(colour, own):
     check_damage(colour, own, MANY)
     check_forgery(colour, own, MANY)
+
+
+@pytest.mark.slow
+def test_forged_models_in_isolation_never_reach_the_app(colour, own):
+    """onnxruntime itself on models that parse but are wrong: a crash there is a typed error."""
+    good = (own / MODEL).read_bytes()
+    outcomes = []
+
+    @fuzzing(200)
+    @given(mutations())
+    def forge(changes):
+        hostile.put(own, MODEL, mutated(good, changes))
+        try:
+            with Classifier(own, memory_limit="200MB", isolate=True, deadline=10) as classifier:
+                outcomes.append(classifier.scores(PROBE).shape)
+        except RuntimeFault as fault:
+            assert fault.message.isprintable()
+            outcomes.append(type(fault).__name__)
+
+    forge()
+    assert len(outcomes) >= 200
