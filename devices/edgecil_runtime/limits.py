@@ -60,10 +60,12 @@ def _found() -> List[Limit]:
         if soft != resource.RLIM_INFINITY:
             found.append(Limit(soft, name))
     try:
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages = os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return found
-    return [*found, Limit(pages, "memory of this machine")] if pages > 0 else found
+    if pages > 0:
+        found.append(Limit(pages * os.sysconf("SC_PAGE_SIZE"), "memory of this machine"))
+    return found
 
 
 def set_hard_stop(limit: int, threads: int = 1) -> bool:

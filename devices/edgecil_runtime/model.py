@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecil_runtime import baking, memory
 from edgecil_runtime.bundle import Bundle, check_unchanged
-from edgecil_runtime.errors import BundleError, ImageError, MemoryLimitError
+from edgecil_runtime.errors import BundleError, ImageError, InputError, MemoryLimitError
 from edgecil_runtime.images import (
     PathLike,
     decoding_bytes,
@@ -153,7 +153,7 @@ class Model:
 
     def _run(self, feed: Any) -> Any:
         while True:
-            session = self._session
+            session = self._session or self._after_reload()
             try:
                 return session.run(self._outputs, feed)[0]
             except Exception as error:
@@ -163,6 +163,13 @@ class Model:
                     self._make_leaner(session, no_memory)
                 else:
                     raise BundleError(f"{self._bundle.model_path}: {one_line(error)}") from None
+
+    def _after_reload(self) -> Any:
+        """Return the session once the thread that loads it again is done."""
+        with self._lock:
+            if self._session is None:
+                raise InputError(f"{self.manifest.directory_name}: the classifier is closed")
+            return self._session
 
     def _make_leaner(self, failed: Any, error: MemoryError) -> None:
         """Load the model again by the next plan, unless another thread just did."""
