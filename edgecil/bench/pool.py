@@ -61,7 +61,10 @@ def run_all(
         # Processes that share the cores with all their threads are many times slower.
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
-    waiting = _settle_precision(waiting) if waiting else []
+    if waiting:
+        say("reading the data set")  # once, so that packed images are unpacked once
+        layouts.read(waiting[0].protocol.layout, data)
+        waiting = _settle_precision(waiting)
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), _listen_for_stop, max_tasks_per_child=1
     ) as pool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecil.bench import plots, results
+from edgecil.bench.protocol import protocols
 from edgecil.bench.results import Result
 from edgecil.errors import DataError
 
@@ -32,7 +33,9 @@ def write(folder: Path) -> Report:
     if len({(r["protocol"], tuple(r["classes"])) for r in found}) > 1:
         raise DataError(f"{folder}: results of different protocols cannot share a table")
     table = folder / TABLE
-    table.write_text(results.markdown(found), encoding="utf-8")
+    known = protocols().get(found[0]["protocol"])
+    text = results.markdown(found, known.published if known else None)
+    table.write_text(text, encoding="utf-8")
     rows = results.summaries(found)
     curves = {row.name: (row.runs[0]["classes"], row.accuracy) for row in rows}
     drawn = [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgecil import metrics
+from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
 
@@ -100,13 +101,20 @@ def summaries(results: Sequence[Result]) -> list[Summary]:
     return sorted(made, key=lambda s: -(s.mean("average") or 0))
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """Return the table of the results as Markdown: accuracies in %, mean (± deviation) of seeds."""
+def markdown(results: Sequence[Result], published: Mapping[str, Published] | None = None) -> str:
+    """Return the table of the results as Markdown: accuracies in %, mean (± deviation) of seeds.
+
+    Under a method that a paper has results of, these follow in a row of their own.
+    """
     classes = results[0]["classes"] if results else []
     head = [
         "method", *(f"{n}" for n in classes), "average", "forgetting", "kept", "images/s", "seeds",
     ]  # fmt: skip
-    rows = [_cells(summary) for summary in summaries(results)]
+    rows = []
+    for summary in summaries(results):
+        rows.append(_cells(summary))
+        if published and summary.name in published:
+            rows.append(_printed(published[summary.name], len(classes)))
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
 
 
@@ -120,6 +128,14 @@ def _cells(row: Summary) -> list[str]:
         f"{row.mean('images_per_second'):.0f}",
         str(row.seeds),
     ]
+
+
+def _printed(paper: Published, increments: int) -> list[str]:
+    """Return the row of what a paper prints; it has no bytes and no speed of ours."""
+    final = [None] * (increments - 1) + [paper.final]
+    values = [*(paper.accuracy or final), paper.average, paper.forgetting_of_base]
+    cells = ["—" if v is None else f"{v:.1f}" for v in values]
+    return [f"published: {paper.table}", *cells, "", "", ""]
 
 
 def _percent(row: Summary, measure: str) -> str:

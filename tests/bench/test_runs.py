@@ -15,7 +15,7 @@ import toys
 
 from edgecil import api
 from edgecil.bench import layouts, pool, results
-from edgecil.bench.protocol import Protocol
+from edgecil.bench.protocol import Protocol, Published
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.engine import loop
 from edgecil.errors import Interrupted, UsageError
@@ -215,3 +215,11 @@ class TestTable:
         self.write(tmp_path, rows)
         found = {(r["name"], r["seed"]): r["omega"] for r in results.load(tmp_path)}
         assert found == {("joint", 0): 1.0, ("lwm", 0): 0.75, ("lwm", 1): None}
+
+    def test_what_a_paper_prints_stands_below_ours(self, tmp_path):
+        self.write(tmp_path, [self.result("lwm", 0, [0.9, 0.5])])
+        paper = {"lwm": Published.of({"table": "MFGR Table 5", "accuracy": [88.0, 44.0]}),
+                 "icarl": Published("elsewhere", final=50.0)}  # fmt: skip
+        lines = results.markdown(results.load(tmp_path), paper).splitlines()
+        assert len(lines) == 4
+        assert lines[3].split(" | ")[:4] == ["| published: MFGR Table 5", "88.0", "44.0", "66.0"]
