@@ -16,8 +16,11 @@ from onnx import ModelProto, numpy_helper
 
 WEIGHT_ERROR = 1.25
 """Largest squared error of a channel's weights, relative to that with a scale of its own."""
-RANGE_CHANGE = 0.1
-"""Largest move of either end of the range of a map, relative to the old range's width."""
+OVERSHOOT = 0.1
+"""How far the values of a map may lie outside its old range, relative to that range's width."""
+NARROWEST = 0.6
+"""Least width of the new range of a map, relative to the old one. The old one may well be the
+better: new ranges are often recorded on images of the new classes alone."""
 _LIMITS = -127, 127
 
 Overrides = dict[str, list[dict[str, Any]]]
@@ -84,7 +87,8 @@ def _bits(differences: NDArray[Any]) -> float:
 
 
 def covers(scale: float, zero_point: int, low: float, high: float) -> bool:
-    """Return whether a uint8 range is nearly that from ``low`` to ``high``."""
-    ends = -zero_point * scale, (255 - zero_point) * scale
-    moved = max(abs(ends[0] - min(low, 0.0)), abs(ends[1] - max(high, 0.0)))
-    return moved <= RANGE_CHANGE * 255 * scale
+    """Return whether an old uint8 range does for values from ``low`` to ``high``."""
+    start, width = -zero_point * scale, 255 * scale
+    low, high = min(low, 0.0), max(high, 0.0)
+    inside = max(start - low, high - (start + width)) <= OVERSHOOT * width
+    return inside and high - low >= NARROWEST * width
