@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,7 +144,7 @@ class History:
         head, part = name.split(".")
         width = {"head": "D", "auxiliary": "D_2"}[head]
         shape = ("C", width) if part == "weight" else ("C",)
-        return Field(row_field(name), shape, f"{head} rows that teach", codec="narrow")
+        return Field(row_field(name), shape, f"{head} rows that teach", "F16")
 
     def goes_on(self, increment: int) -> bool:
         """Return whether snapshots before ``increment`` are kept beside it."""
@@ -184,7 +186,10 @@ def teachers(history: History, ctx: Context) -> dict[str, nn.Module]:
     """Return all kept snapshots as the one teacher ``previous``; none at the base."""
     if ctx.previous is None:
         return {}
-    rows = _tensors(ctx, {name: ctx.kept.read(row_field(name)) for name in history.rows})
+    rows = {
+        name: torch.from_numpy(ctx.kept.read(row_field(name))).float().to(ctx.device)
+        for name in history.rows
+    }
     members, start = [], 0
     for increment in ctx.kept.increments(FOLDED):
         stop = ctx.classes.spans[increment - 1].stop
@@ -200,25 +205,28 @@ def teachers(history: History, ctx: Context) -> dict[str, nn.Module]:
     return {"previous": Snapshots(members)}
 
 
-def _settled(ctx: Context, norms: Arrays, rows: Arrays) -> tuple[Arrays, Arrays]:
-    """Return both rounded to float16 where the snapshot's logits stay within the tolerance."""
+def _short(values: Arrays) -> dict[str, Tensor]:
+    return {name: value.half().float() for name, value in values.items()}
 
-    def short(values: Arrays) -> dict[str, Tensor]:
-        return {name: value.half().float() for name, value in values.items()}
 
+def _settled(ctx: Context, norms: Arrays, rows: Arrays) -> Arrays:
+    """Return the norms, rounded to float16 where the snapshot's logits stay within tolerance.
+
+    The rows are rounded in any case: 2^-11 of what is summed up in a logit is little.
+    """
     weights = conv_weights(ctx.net)
     images = next(iter(ctx.loader(ctx.sets["new"])))
     exact = _rebuild(ctx.net, weights, norms, rows)(images)
-    rounded = _rebuild(ctx.net, weights, short(norms), short(rows))(images)
+    rounded = _rebuild(ctx.net, weights, _short(norms), _short(rows))(images)
     pairs = [(a, b) for a, b in zip(exact, rounded, strict=True) if a is not None]
     moved = max(float((a - b).abs().max()) for a, b in pairs)
     if moved <= TOLERANCE:
-        return short(norms), short(rows)
+        return _short(norms)
     ctx.note(
-        f"snapshot {ctx.classes.increment} is kept in float32: in float16 a logit moves by "
-        f"{moved:.2f}, more than {TOLERANCE}"
+        f"batch norms of snapshot {ctx.classes.increment} are kept in float32: in float16 a logit "
+        f"would move by {moved:.2f}, more than {TOLERANCE}"
     )
-    return norms, rows
+    return norms
 
 
 @torch.no_grad()
@@ -227,17 +235,16 @@ def keep(history: History, ctx: Context) -> None:
     increment, goes_on = ctx.classes.increment, history.goes_on(ctx.classes.increment)
     own = slice(ctx.classes.old if goes_on else 0, ctx.classes.seen)
     heads = {"head": ctx.net.head, "auxiliary": ctx.modules.get("auxiliary")}
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for name in history.rows:
         head, part = name.split(".")
         rows[name] = getattr(heads[head], part)[own].detach()
-    norms, rows = _settled(ctx, folded(ctx.net), rows)  # type: ignore[assignment]
     if goes_on:
         ctx.keeps.copy(FOLDED, ctx.kept)
-    ctx.keeps.write(FOLDED, _arrays(norms), increment)
+    ctx.keeps.write(FOLDED, _arrays(_settled(ctx, folded(ctx.net), rows)), increment)
     for name, values in _arrays(rows).items():
         before = [ctx.kept.read(row_field(name))] if goes_on else []
-        ctx.keeps.write(row_field(name), np.concatenate([*before, values]))
+        ctx.keeps.write(row_field(name), np.concatenate([*before, values.astype(np.float16)]))
     if history.pruning:
         owners = ctx.modules["owners"]
         assert isinstance(owners, Owners)
@@ -249,7 +256,7 @@ def keep(history: History, ctx: Context) -> None:
         ctx.keeps.write(WEIGHTS, _arrays(conv_weights(ctx.previous)), increment - 1)
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     # In C order: labels of weights in channels_last would be flattened in another one.
     return {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
 
@@ -302,7 +309,8 @@ def _check(history: History, ctx: Context) -> None:
         raise TrainingError(
             f"{done} increments left {share:.2%} of the weights free, and none to take in "
             f"{len(full)} layers, such as {full[0]}",
-            hint="a new workspace with a higher --set pruning=0.9, or with pruning=0, lasts longer",
+            hint="--method lwf-mc goes on from here; a new workspace lasts longer with a higher "
+            "--set pruning=0.9, or with pruning=0",
         )
     if share < NOTABLE_SHARE:
         ctx.note(f"{done} increments left {share:.1%} of the weights free to learn with")
@@ -381,15 +389,15 @@ def continues(host: Recipe, fields: tuple[Field, ...]) -> Callable[[Origin], str
 
     def adopt(origin: Origin) -> str | None:
         reason = host.adopt(origin)
-        # Nothing is kept for an increment that has no later one yet.
-        wanted = {f.name: f for f in fields if f.newest}
-        kept = {f.name: f for f in origin.kept}
         if reason is not None:
             return reason
-        if not wanted.keys() <= kept.keys():
-            return "its teachers are the snapshots of all increments, and they were not kept"
-        if any(replace(kept[n], why="") != replace(f, why="") for n, f in wanted.items()):
-            return "the snapshots were kept with other settings of pruning or skip"
+        kept = {f.name: f for f in origin.kept}
+        # After the base, a field without its newest increment holds nothing yet.
+        for wanted in (f for f in fields if f.newest or f.name in kept):
+            if wanted.name not in kept:
+                return f"what teaches it was not kept: {wanted.name}"
+            if replace(kept[wanted.name], why="") != replace(wanted, why=""):
+                return f"{wanted.name} were kept with other settings, such as pruning or skip"
         return None
 
     return adopt
