@@ -108,6 +108,12 @@ def _listen_for_stop() -> None:
 def _one(run: Run, data: Path, out: Path) -> str | None:
     """Make the result of one run; return what went wrong, or None."""
 
+    parent = os.getppid()
+
+    def alone() -> bool:
+        # Killed, the parent cannot say so.
+        return _STOP or os.getppid() != parent
+
     def told(number: int, row: dict[str, Any]) -> None:
         text = f"{run.key}: {row['classes']} classes, {100 * row['top1']:.1f} %"
         print(text, file=sys.stderr, flush=True)
@@ -116,7 +122,7 @@ def _one(run: Run, data: Path, out: Path) -> str | None:
     work = out / ".work" / run.key
     work.mkdir(parents=True, exist_ok=True)
     try:
-        result = execute(run, listing, work, should_stop=lambda: _STOP, on_increment=told)
+        result = execute(run, listing, work, should_stop=alone, on_increment=told)
     except Interrupted:
         raise
     except EdgecilError as error:
