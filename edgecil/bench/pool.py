@@ -107,11 +107,10 @@ def _listen_for_stop() -> None:
 
 def _one(run: Run, data: Path, out: Path) -> str | None:
     """Make the result of one run; return what went wrong, or None."""
-
     parent = os.getppid()
 
-    def alone() -> bool:
-        # Killed, the parent cannot say so.
+    def stopped() -> bool:
+        # A parent that was killed cannot say so.
         return _STOP or os.getppid() != parent
 
     def told(number: int, row: dict[str, Any]) -> None:
@@ -122,7 +121,7 @@ def _one(run: Run, data: Path, out: Path) -> str | None:
     work = out / ".work" / run.key
     work.mkdir(parents=True, exist_ok=True)
     try:
-        result = execute(run, listing, work, should_stop=alone, on_increment=told)
+        result = execute(run, listing, work, should_stop=stopped, on_increment=told)
     except Interrupted:
         raise
     except EdgecilError as error:
