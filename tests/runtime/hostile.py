@@ -231,6 +231,7 @@ for _name, _expected, _data in [
     ("weights_in_a_second_graph", "external data",
      model(more=[(7, message((5, tensor(*external("../x")))))])),
     ("sparse_weights", "sparse", model((15, message((1, tensor(*external("../x"))))))),
+    ("sparse_weights_of_a_constant", "sparse", model(nodes=[node((5, message((22, b""))))])),
     ("endless_loop", "subgraph", model(nodes=[loop])),
     ("function_of_its_own", "functions", model(more=[(25, message((1, "f"), (7, constant)))])),
     ("training_information", "training", model(more=[(20, b"")])),

@@ -20,7 +20,14 @@ from edgecil_runtime.bundle import (
     write_bundle,
 )
 from edgecil_runtime.errors import BundleError, InputError, RuntimeFault
-from edgecil_runtime.manifest import MAX_MANIFEST_BYTES, SEAL, Manifest, decode_manifest, sealed
+from edgecil_runtime.manifest import (
+    MAX_MANIFEST_BYTES,
+    SEAL,
+    Manifest,
+    Target,
+    decode_manifest,
+    sealed,
+)
 
 
 @pytest.fixture
@@ -48,6 +55,14 @@ def test_a_bundle_comes_back_as_written(own):
     assert again == manifest
     text = json.loads((own / MANIFEST).read_text())
     assert text == sealed(json.loads(json.dumps(manifest.to_json())))
+
+
+def test_the_target_of_a_bundle_is_read(own):
+    target = {"name": "rpi4", "threads": 2, "memory_bytes": 500_000_000}
+    edit(own, lambda m: m.update(target=target))
+    manifest = open_bundle(own).manifest
+    assert manifest.target == Target("rpi4", 2, 500_000_000)
+    assert manifest.to_json()["target"] == target
 
 
 def test_names_in_any_language_stay_readable(tmp_path, toy):
@@ -167,6 +182,9 @@ HOSTILE = [
     (("memory", "activation_bytes"), None),
     *[((key,), v) for key in ("calibration", "measured") for v in ([], None, "x")],
     *[(("files",), v) for v in ([], "x", {"model.onnx": "abc"})],
+    *[(("target",), v) for v in ("rpi4", [], {"name": "rpi4"})],
+    (("target",), {"name": "../x", "threads": 1, "memory_bytes": 1}),
+    (("target",), {"name": "rpi4", "threads": 0, "memory_bytes": 1}),
     *[(("files", MODEL, "sha256"), v) for v in ("", "Z" * 64, "A" * 64, 5, "a" * 63)],
     *[(("files", MODEL, "bytes"), v) for v in (-1, "5", 1 << 50)],
 ]

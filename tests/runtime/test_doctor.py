@@ -73,6 +73,11 @@ def test_an_onnxruntime_for_another_numpy(tmp_path):
     assert found["advice"].endswith("pip install 'numpy<2'")
 
 
+def test_the_advice_for_numpy_in_this_process():
+    found = doctor._not_importable("ImportError: numpy.core.multiarray: _ARRAY_API not found")
+    assert found.advice.endswith("pip install 'numpy<2'")
+
+
 def test_an_import_that_hangs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(fake(tmp_path, "import time; time.sleep(60)")))
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.2)
@@ -177,6 +182,7 @@ def test_telemetry_and_space(tmp_path, monkeypatch):
     done = run(tmp_path / "missing", "--json")
     assert done.returncode == 1 and findings(done)["disk"]["status"] == WRONG
     assert doctor.check_space(str(tmp_path)).status == OK
+    assert doctor.check_space(str(tmp_path / "missing")).status == WRONG
     monkeypatch.setattr(doctor, "_ENOUGH_SPACE", 1 << 60)
     assert doctor.check_space(str(tmp_path)).status == WARNING
 

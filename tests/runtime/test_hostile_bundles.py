@@ -117,6 +117,17 @@ def test_a_selftest_that_changes_after_the_check(own):
         read_selftest(bundle)
 
 
+def test_too_little_memory_for_a_selftest_is_not_a_bad_bundle(own, monkeypatch):
+    bundle = open_bundle(own)
+
+    def no_memory(_):
+        raise MemoryError
+
+    monkeypatch.setattr(bundles, "_arrays", no_memory)
+    with pytest.raises(MemoryError):
+        read_selftest(bundle)
+
+
 def test_a_file_that_grows_while_it_is_read(own, monkeypatch):
     size = (own / MANIFEST).stat().st_size
     with pytest.raises(BundleError, match="at most"):
