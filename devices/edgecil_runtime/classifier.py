@@ -190,9 +190,7 @@ class Classifier:
                 of another evaluation.
             ImageError: an image cannot be read, unless ``skip_bad``.
         """
-        return evaluate_folder(
-            self, folder, on_progress, ignore_unknown, skip_bad, resume_file
-        )
+        return evaluate_folder(self, folder, on_progress, ignore_unknown, skip_bad, resume_file)
 
     def selftest(self) -> SelfTestResult:
         """Return the result of predicting the images that came with the bundle.

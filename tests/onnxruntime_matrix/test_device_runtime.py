@@ -23,6 +23,7 @@ from edgecil_runtime.bundle import MANIFEST, MODEL
 from edgecil_runtime.compatibility import limits_of
 from edgecil_runtime.hashing import sha256
 from edgecil_runtime.manifest import sealed
+from edgecil_runtime.slots import Slots
 
 FOLDER = os.environ.get("EDGECIL_MATRIX_BUNDLES", "")
 BUNDLES = Path(FOLDER)
@@ -109,3 +110,15 @@ def test_a_model_that_is_too_new_names_the_release_it_needs(tmp_path):
     with pytest.raises(BundleError, match="cannot load the model") as caught:
         Classifier(bundle)
     assert "onnxruntime>=" in caught.value.hint or "no known onnxruntime" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_installed_bundle_is_baked_and_answers_the_same_in_isolation(tmp_path, name):
+    code, answer = run("install", BUNDLES / f"{name}-v1", "--root", tmp_path / "root")
+    assert code == 0, answer
+    known = np.load(BUNDLES / f"{name}.npz")
+    with Slots(tmp_path / "root").open(isolate=True, memory_limit="150MB") as classifier:
+        assert classifier.not_baked is None
+        found = np.stack([classifier.scores(probe) for probe in known["probes"]])
+        tolerance = classifier.selftest().tolerance
+    assert np.abs(found - known["scores"]).max() <= tolerance
