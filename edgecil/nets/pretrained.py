@@ -64,14 +64,16 @@ def load_classifier(net: Net, path: Path, labels: str) -> str:
         UsageError: it is another network, or one of another number of classes.
         DataError: the file cannot be read, or is a pickle that asks for more than tensors.
     """
-    mapped: dict[str, Tensor] = {}
+    wanted = net.state_dict()
+    values: dict[str, Tensor] = {}
     for name, value in _read(path).items():
         short = _WRAPPERS.sub("", name)
         if not _OTHER.search(short):
-            own = _own_name(net, short)
-            if own in mapped:  # of two layers that could be the last, it is the later one
-                mapped[name] = mapped.pop(own)
-            mapped[own] = value
+            values[short] = value
+    # Of two layers that could be the last, it is the later one.
+    chosen = {own: name for name in values if (own := _own_name(net, name)) in wanted}
+    names = {name: own for own, name in chosen.items()}
+    mapped = {names.get(name, name): value for name, value in values.items()}
     _check_classes(net, mapped, path, labels)
     _check(net, net.spec.arch, mapped, str(path))
     fill(net, mapped)
@@ -143,7 +145,7 @@ def _fitting(found: Mapping[str, Shape]) -> str | None:
     trunk = {
         name.removeprefix("backbone."): shape
         for name, shape in found.items()
-        if not name.startswith("head.")
+        if not _HEAD.match(name)
     }
     fitting = [arch for arch in architectures() if _backbone_shapes(arch) == trunk]
     return f"it fits --arch {' or '.join(fitting)}" if fitting else None

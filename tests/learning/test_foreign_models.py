@@ -214,7 +214,7 @@ def test_other_names_are_listed_with_the_nearest(delivered, tmp_path):
         api.init(**{**given, "weights": tmp_path / "other.pt"}, **LOOK, workspace=tmp_path / "w")
     message = caught.value.message
     assert "missing: backbone.layer1.0.conv1.weight" in message and "unexpected: " in message
-    assert "backbone.stages_1.0.conv1.weight for backbone.layer1.0.conv1.weight?" in message
+    assert "nearest: stages_1.0.conv1.weight for backbone.layer1.0.conv1.weight?" in message
     assert not (tmp_path / "w").exists()
 
 
@@ -223,6 +223,10 @@ def test_the_network_that_fits_is_named(delivered, tmp_path):
     with pytest.raises(UsageError) as caught:
         api.init(**given, **LOOK, workspace=tmp_path / "w")
     assert "--arch resnet18" in caught.value.hint
+    given = {**delivered("mobilenet_v3_small", wrapped), "arch": "resnet18"}
+    with pytest.raises(UsageError, match="unexpected: features") as caught:
+        api.init(**given, **LOOK, workspace=tmp_path / "w")
+    assert "--arch mobilenet_v3_small" in caught.value.hint
 
 
 class Trap:
