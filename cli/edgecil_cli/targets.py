@@ -35,7 +35,7 @@ def targets(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """List the devices that bundles can be exported for, or show one."""
+    """List the devices to export for, or show one."""
     output = Output("targets", as_json=as_json, quiet=quiet)
     if name is None:
         _list(output)

@@ -33,7 +33,17 @@ def light(environment):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["methods"], ["status"], ["history"], ["learn", "-h"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["methods"],
+        ["targets"],
+        ["targets", "rpi4"],
+        ["status"],
+        ["history"],
+        ["learn", "-h"],
+    ],
 )
 def test_no_torch(light, known, arguments):
     place = ["--workspace", known] if arguments[0] in ("status", "history") else []
