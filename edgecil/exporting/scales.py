@@ -18,9 +18,9 @@ WEIGHT_ERROR = 1.25
 """Largest squared error of a channel's weights, relative to that with a scale of its own."""
 OVERSHOOT = 0.1
 """How far the values of a map may lie outside its old range, relative to that range's width."""
-NARROWEST = 0.6
-"""Least width of the new range of a map, relative to the old one. The old one may well be the
-better: new ranges are often recorded on images of the new classes alone."""
+NARROWEST = 0.9
+"""Least width of the new range of a map, relative to the old one: a wider range rounds coarser,
+and the errors of many layers add up."""
 _LIMITS = -127, 127
 
 Overrides = dict[str, list[dict[str, Any]]]

@@ -176,7 +176,7 @@ def test_a_frozen_trunk_stays_as_it_was(
     # weight keeps its scale, so nothing in the trunk changes.
     old = onnx.load(exported[0].path / MODEL)
     fp32 = fp32_graph(net, rule, SMALL, {})
-    narrower = {name: (0.8 * low, 0.8 * high) for name, (low, high) in ranges.items()}
+    narrower = {name: (0.95 * low, 0.95 * high) for name, (low, high) in ranges.items()}
     new = quantise(fp32, narrower, old)
     before = {t.name: numpy_helper.to_array(t) for t in old.graph.initializer}
     after = {t.name: numpy_helper.to_array(t) for t in new.graph.initializer}
@@ -206,8 +206,8 @@ def test_the_scale_of_a_channel() -> None:
 
 def test_the_range_of_a_map() -> None:
     scale, zero = 2 / 255, 0  # 0 to 2
-    assert covers(scale, zero, 0.0, 2.0) and covers(scale, zero, 0.1, 1.3)
-    assert not covers(scale, zero, 0.0, 1.0), "it would waste a bit"
+    assert covers(scale, zero, 0.0, 2.0) and covers(scale, zero, 0.1, 1.9)
+    assert not covers(scale, zero, 0.0, 1.7), "it would round coarser"
     assert not covers(scale, zero, 0.0, 2.3) and not covers(scale, zero, -0.3, 2.0)
 
 
