@@ -77,15 +77,14 @@ def lesson(ctx: Context, batch: Batch) -> Lesson | None:
     if "previous" not in ctx.teachers:
         return None
     if ctx.view_count is not None and ctx.view is not None:
-        if Lesson._fields[0] not in ctx.by_view:
+        if "logits" not in ctx.by_view:
             _fill_table(ctx)
         rows = batch.views[:, 2] * len(ctx.view) + batch.index
         return Lesson(**{n: table.index_select(0, rows) for n, table in ctx.by_view.items()})
-    asked, answer = ctx.scratch.get("lesson", (None, None))
-    if asked is not batch:
-        answer = _ask(ctx, batch.images)
-        ctx.scratch["lesson"] = batch, answer
-    return answer
+    asked: tuple[Batch, Lesson] | None = ctx.scratch.get("lesson")
+    if asked is None or asked[0] is not batch:
+        asked = ctx.scratch["lesson"] = batch, _ask(ctx, batch.images)
+    return asked[1]
 
 
 def sigmoid_terms(

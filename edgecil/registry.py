@@ -43,8 +43,9 @@ def _describe(name: str, module: str, path: Path) -> MethodInfo:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    kind = "method" if "recipe" in functions else "plug-in"
-    return MethodInfo(name, summary, kind, module, "plug" in functions)
+    plugs = "plug" in functions
+    kind = "plug-in" if plugs and "recipe" not in functions else "method"
+    return MethodInfo(name, summary, kind, module, plugs)
 
 
 @cache

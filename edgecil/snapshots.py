@@ -173,7 +173,7 @@ def _rebuild(net: Net, weights: Arrays, norms: Arrays, rows: Arrays) -> Snapshot
 def _old_weights(history: History, ctx: Context, increment: int) -> dict[str, Tensor]:
     """Return the convolution weights of a snapshot from the network before and what is kept."""
     assert ctx.previous is not None
-    weights: dict[str, Tensor] = dict(conv_weights(ctx.previous))
+    weights = conv_weights(ctx.previous)
     if history.pruning:
         labels = _tensors(ctx, ctx.kept.read(LABELS))
         return {name: as_of(weight, labels[name], increment) for name, weight in weights.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def conv_weights(net: nn.Module) -> dict[str, nn.Parameter]:
+def conv_weights(net: nn.Module) -> dict[str, Tensor]:
     """Return the weights of all convolutions, stem and shortcuts included, by qualified name."""
     return {f"{n}.weight": m.weight for n, m in net.named_modules() if isinstance(m, nn.Conv2d)}
 

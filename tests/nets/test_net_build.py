@@ -10,6 +10,7 @@ import torch
 
 from edgecil.errors import UsageError, WorkspaceError
 from edgecil.nets.build import architectures, auto_arch, build, load_arrays, net_arrays, shapes
+from edgecil.nets.folding import folded
 from edgecil.nets.heads import CosineHead
 from edgecil.nets.net import Net, NetSpec
 from edgecil_runtime import container
@@ -58,7 +59,7 @@ def test_shapes_are_those_of_a_built_network_and_allocate_nothing() -> None:
     trees = shapes(spec, 6)
     assert torch.equal(state, torch.get_rng_state())
     net = build(spec, 6)
-    values = net.state_dict()
+    values = net.state_dict() | folded(net)
     for tree in trees.values():
         assert tree and all(tuple(values[name].shape) == shape for name, shape in tree.items())
     assert set(trees["parameters"]) == {name for name, _ in net.named_parameters()}
