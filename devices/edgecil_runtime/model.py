@@ -11,7 +11,13 @@ import numpy as np
 
 from edgecil_runtime import baking, memory
 from edgecil_runtime.bundle import Bundle, check_unchanged
-from edgecil_runtime.errors import BundleError, ImageError, InputError, MemoryLimitError
+from edgecil_runtime.errors import (
+    BundleError,
+    ImageError,
+    InputError,
+    MemoryLimitError,
+    RuntimeFault,
+)
 from edgecil_runtime.images import (
     PathLike,
     decoding_bytes,
@@ -156,6 +162,8 @@ class Model:
             session = self._session or self._after_reload()
             try:
                 return session.run(self._outputs, feed)[0]
+            except RuntimeFault:  # of the watch, which looks in at any time
+                raise
             except Exception as error:
                 try:
                     raise_if_memory(error)

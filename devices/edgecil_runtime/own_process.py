@@ -19,7 +19,7 @@ from edgecil_runtime.plain_files import read_plain_file
 if TYPE_CHECKING:
     from edgecil_runtime.images import PathLike
 
-_SHED_AFTER, _PIN_AFTER = 2, 4  # predictions: the code they need has come back by then
+_PIN_AFTER = 2  # predictions: the code they need has come back by then
 _CODE_COMES_BACK = 4_000_000  # of the interpreter and numpy, of what was let go
 _LEAST_IN_USE, _USUAL_IN_USE = 24_000_000, 44_000_000
 _TIGHT = 2  # a limit of more than this many times the peak needs no pages locked
@@ -74,13 +74,11 @@ class OwnProcess:
             code_pages.shed()
 
     def after_prediction(self) -> None:
-        """Find out which code predictions need, and hold on to it; free after the first few."""
+        """Hold on to the code that has come back with the first predictions."""
         if self.limit is None or self._predictions >= _PIN_AFTER:
             return
         self._predictions += 1
-        if self._predictions == _SHED_AFTER:
-            code_pages.shed()
-        elif self._predictions == _PIN_AFTER:
+        if self._predictions == _PIN_AFTER:
             self._watch.settled()
             now = usage()
             if now is not None and now.resident < self.limit.bytes < _TIGHT * now.peak:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, List, Tuple
 
 from edgecil_runtime.compatibility import load_advice, parse_version
-from edgecil_runtime.errors import BundleError, RuntimeMissing
+from edgecil_runtime.errors import BundleError, RuntimeFault, RuntimeMissing
 from edgecil_runtime.manifest import Manifest
 from edgecil_runtime.memory import Plan
 
@@ -102,6 +102,8 @@ def create_session(path: Path, manifest: Manifest, plan: Plan, threads: int) -> 
         options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         session = runtime.InferenceSession(os.fspath(path), options, providers=providers())
+    except RuntimeFault:  # of the watch for thrashing, which looks in at any time
+        raise
     except Exception as error:
         raise_if_memory(error)
         raise BundleError(

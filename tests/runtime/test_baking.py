@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,4 +151,20 @@ def test_instruction_sets_of_other_machines(tmp_path):
     info.write_text("processor : 0\nFeatures : fp asimd evtstrm asimddp\n")
     assert cpu.cpu_flags(str(info)) == ["fp", "asimd", "evtstrm", "asimddp"]
     assert cpu.cpu_flags(str(tmp_path / "none")) == []
+    info.write_text("processor : 0\n")
+    assert cpu.cpu_flags(str(info)) == []
     assert cpu.instruction_sets()[0] == os.uname().machine
+
+
+def test_the_worker_is_a_command(kept, tmp_path, monkeypatch, capsys):
+    import runpy
+
+    name = "edgecil_runtime.baking_worker"
+    monkeypatch.setattr("sys.argv", ["x", str(kept / MODEL), str(tmp_path), "w.bin"])
+    monkeypatch.delitem(sys.modules, name)
+    runpy.run_module(name, run_name="__main__")
+    assert capsys.readouterr().out.count(".") == 2
+    monkeypatch.setattr("sys.argv", ["x", str(tmp_path / "none"), str(tmp_path), "w.bin"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(name, run_name="__main__")
+    assert caught.value.code == 1 and "none" in capsys.readouterr().err

@@ -63,6 +63,13 @@ def test_paths_arrays_views_and_batches_agree(classifier, tmp_path):
         np.testing.assert_array_equal(result.scores, results[0].scores)
 
 
+def test_read_gives_what_scores_takes(classifier, tmp_path):
+    image = noisy(1)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert classifier.read(image) is image
+    np.testing.assert_array_equal(classifier.read(tmp_path / "a.png"), image)
+
+
 def test_labels_and_manifest(classifier):
     assert classifier.labels == ("red", "green", "blue")
     assert classifier.manifest.version == 2

@@ -1,5 +1,6 @@
 """A model in a process of its own: the app survives whatever happens there."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -22,6 +23,7 @@ from edgecil_runtime import (
     MemoryLimitError,
     WorkerError,
     isolation,
+    isolation_worker,
 )
 from edgecil_runtime.channel import Channel, Closed, TimedOut
 
@@ -248,3 +250,111 @@ def test_messages_of_any_size_pass_and_ends_are_noticed():
     finally:
         os.close(here[0])
         os.close(there[1])
+
+
+def serving(words):
+    """The worker's own code in a thread of this process; returns the app's end and the thread."""
+    here, there = os.pipe(), os.pipe()
+    far = Channel(here[0], there[1])
+
+    def work():
+        with contextlib.suppress(Closed):
+            isolation_worker.serve([str(word) for word in words], far)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return Channel(there[0], here[1]), thread, (*here, *there)
+
+
+def test_the_worker_answers_until_nobody_asks(colour, tmp_path):
+    near, thread, descriptors = serving([colour, 0, 1, tmp_path])
+    ready, _ = near.receive()
+    assert ready["plan"][0] == "fast" and ready["not_baked"] == "nothing is baked"
+    image = plain(1)
+    near.send({"shape": image.shape}, image.tobytes())
+    scores = np.frombuffer(near.receive()[1], np.float32)
+    assert scores.argmax() == 1
+    Image.fromarray(image).save(tmp_path / "a.png")
+    near.send({"file": str(tmp_path / "a.png")})
+    answer, again = near.receive()
+    assert answer["seconds"] > 0
+    np.testing.assert_array_equal(np.frombuffer(again, np.float32), scores)
+    near.send({})
+    assert len(near.receive()[0]["usage"]) == 6
+    near.send({"file": str(tmp_path / "none.png")})
+    fault = near.receive()[0]
+    assert fault["error"]["code"] == "bad_image" and not fault["fatal"]
+    near.send({"shape": [1, 2, 3]}, b"not six bytes")  # never sent by us: start again after it
+    fault = near.receive()[0]
+    assert fault["error"]["code"] == "worker_ended" and fault["fatal"]
+    thread.join(10)
+    assert not thread.is_alive()
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_the_worker_says_why_it_cannot_start(colour):
+    near, thread, descriptors = serving([colour, 1_000_000, 1])
+    fault = near.receive()[0]
+    assert fault["error"]["code"] == "memory_limit" and fault["fatal"]
+    assert "raise the limit" in fault["error"]["hint"]
+    thread.join(10)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    fault = isolation_worker._fault(MemoryError("no room"), fatal=True)
+    assert fault["error"]["code"] == "memory_limit"
+
+
+def test_a_pipe_that_is_not_ready_after_all(monkeypatch):
+    here = os.pipe()
+    near = Channel(here[0], here[1])
+    real_write, real_read, refused = os.write, os.readv, []
+
+    def once(real):
+        def work(*words):
+            if real not in refused:
+                refused.append(real)
+                raise BlockingIOError
+            return real(*words)
+
+        return work
+
+    monkeypatch.setattr(os, "write", once(real_write))
+    monkeypatch.setattr(os, "readv", once(real_read))
+    near.send({"a": 1}, b"x")
+    assert near.receive() == ({"a": 1}, bytearray(b"x"))
+    assert refused == [real_write, real_read]
+
+    def broken(*_):
+        raise OSError("gone")
+
+    monkeypatch.setattr(os, "readv", broken)
+    near.send({"a": 1})
+    with pytest.raises(Closed):
+        near.receive()
+    for descriptor in here:
+        os.close(descriptor)
+
+
+def test_what_is_printed_does_not_end_up_among_the_answers(colour, monkeypatch):
+    import runpy
+
+    reading, writing = os.pipe()
+    answers, back = os.pipe()
+    os.close(writing)  # nobody asks anything
+    ends, moved = iter((reading, back)), []
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "dup", lambda descriptor: next(ends))
+    monkeypatch.setattr(os, "dup2", lambda *words: moved.append(words))
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sys, "argv", ["x", str(colour), "0", "1"])
+    monkeypatch.delitem(sys.modules, "edgecil_runtime.isolation_worker")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("edgecil_runtime.isolation_worker", run_name="__main__")
+    assert caught.value.code == 0 and moved == [(2, 1)]
+    assert "plan" in Channel(answers, back).receive()[0]
+    for descriptor in (reading, answers, back):
+        os.close(descriptor)

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -367,3 +368,224 @@ def test_one_hundred_thousand_predictions_do_not_grow(tmp_path, toy):
     )
     done = python(code, toy.resnet_bundle(tmp_path, 32, True), timeout=600)
     assert int(done.stdout) < 1_000_000
+
+
+@pytest.fixture
+def no_process_wide_changes(monkeypatch):
+    """What acts on a whole process is only recorded: this one is pytest's."""
+    done = []
+    monkeypatch.setattr(FaultWatch, "start", lambda self: done.append("watch"))
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: done.append(limit))
+    monkeypatch.setattr(code_pages, "pin", lambda: done.append("pin"))
+    monkeypatch.setattr(session_module, "_shared_arena", False)
+    return done
+
+
+def test_an_own_process_settles_within_its_limit(colour, no_process_wide_changes):
+    done = no_process_wide_changes
+    limit = Limit(int(1.5 * memory.usage().peak), "as asked")
+    process = OwnProcess(limit)
+    process.prepare()
+    before = process.in_use()
+    model = Classifier(colour, limit.bytes, process=process)
+    assert model.need.interpreter == pytest.approx(before, rel=0.2)
+    stops = [item for item in done if item[0] == resource.RLIMIT_DATA]
+    assert done[0] == "watch" and len(stops) == 1
+    assert stops[0][1][0] > memory.usage().data
+    for _ in range(8):
+        assert model.predict(np.zeros((8, 8, 3), np.uint8)).index in (0, 1, 2)
+    assert done.count("pin") == 1  # after a few, and only once
+    # A limit that is far away needs no pages locked.
+    process = OwnProcess(Limit(10**12, "memory of this machine"))
+    for _ in range(8):
+        process.after_prediction()
+    assert done.count("pin") == 1
+    model.close()
+
+
+def test_a_watch_is_a_timer_of_the_main_thread(monkeypatch):
+    timers, kept = [], []
+    monkeypatch.setattr(signal, "setitimer", lambda *words: timers.append(words))
+    monkeypatch.setattr(limits.atexit, "register", lambda *words: kept.append(words))
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        watch = FaultWatch(None)
+        watch.start()
+        assert signal.getsignal(signal.SIGALRM) == watch._look
+        watch._look()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert timers == [(signal.ITIMER_REAL, 1.0, 1.0)]
+    assert kept == [(signal.setitimer, signal.ITIMER_REAL, 0)]
+
+
+def test_the_hard_stop_respects_what_the_system_allows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda *words: asked.append(words[1]))
+    now = memory.usage()
+    for hard, expected in (
+        (resource.RLIM_INFINITY, now.data + 10**9 - now.resident),
+        (12345, 12345),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, hard=hard: (hard, hard))
+        assert limits.set_hard_stop(10**9)
+        assert asked.pop() == (pytest.approx(expected, abs=5e6), hard)
+
+
+def test_hopeless_limits_name_a_figure(colour):
+    with pytest.raises(MemoryLimitError, match="nothing was loaded") as caught:
+        refuse_hopeless(colour, Limit(20_000_000, "as asked"))
+    figure = int(caught.value.hint.split()[4].rstrip(",")[:-2])
+    assert 40 < figure < 90
+
+
+def test_pillow_may_be_missing(monkeypatch, colour):
+    from edgecil_runtime import own_process
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    own_process._import_pillow()
+
+
+def test_an_arena_that_cannot_be_shared_is_done_without(monkeypatch):
+    import onnxruntime
+
+    def refused(*_):
+        raise RuntimeError("an allocator is registered already")
+
+    monkeypatch.setattr(session_module, "_shared_arena", False)
+    monkeypatch.setattr(onnxruntime, "create_and_register_allocator", refused)
+    session_module.share_arena()
+    assert session_module._shared_arena is False
+    monkeypatch.undo()
+    monkeypatch.setattr(session_module, "_shared_arena", True)
+    session_module.share_arena()  # once is enough
+
+
+def test_an_onnxruntime_that_cannot_be_imported(monkeypatch):
+    from edgecil_runtime import RuntimeMissing
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeMissing, match="not installed"):
+        session_module.load_onnxruntime()
+    real = __import__
+
+    def broken(name, *rest, **more):
+        if name == "onnxruntime":
+            raise ImportError("libfoo.so.1: cannot open shared object file")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr("builtins.__import__", broken)
+    with pytest.raises(RuntimeMissing, match=r"cannot be loaded: libfoo\.so\.1"):
+        session_module.load_onnxruntime()
+
+
+def test_processors_are_counted_everywhere(monkeypatch):
+    assert session_module.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert session_module.cores() == os.cpu_count()
+
+
+def test_spare_processors_may_spin(colour, monkeypatch):
+    monkeypatch.setattr(session_module, "cores", lambda: 4)
+    assert Classifier(colour).predict(np.zeros((8, 8, 3), np.uint8)).index == 0
+
+
+def test_a_session_that_fails_for_another_reason(colour):
+    model = Classifier(colour)
+
+    class Broken:
+        def run(self, *_):
+            raise RuntimeError("no such output")
+
+    vars(model)["_model"]._session = Broken()
+    from edgecil_runtime import BundleError
+
+    with pytest.raises(BundleError, match=r"model\.onnx: no such output"):
+        model.predict(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_the_watch_may_end_any_call(colour, monkeypatch):
+    model, error = Classifier(colour), MemoryLimitError("too little memory: thrashing")
+
+    class Watched:
+        def run(self, *_):
+            raise error
+
+    vars(model)["_model"]._session = Watched()
+    with pytest.raises(MemoryLimitError, match="thrashing"):
+        model.predict(np.zeros((8, 8, 3), np.uint8))
+    import onnxruntime
+
+    def loading(*_, **__):
+        raise error
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", loading)
+    with pytest.raises(MemoryLimitError, match="thrashing"):
+        Classifier(colour)
+
+
+def test_a_call_during_a_reload_waits_for_it(colour):
+    model = Classifier(colour)
+    inner = vars(model)["_model"]
+    session, inner._session, answers = inner._session, None, []
+    image = np.zeros((8, 8, 3), np.uint8)
+    with inner._lock:
+        other = threading.Thread(target=lambda: answers.append(model.predict(image).index))
+        other.start()
+        other.join(0.2)
+        assert not answers
+        inner._session = session
+    other.join(10)
+    assert answers == [0]
+
+
+def test_trimming_without_glibc(monkeypatch):
+    def missing(name):
+        raise OSError
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", missing)
+    memory.trim()
+
+
+def test_the_device_keeps_blas_from_starting_threads(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    _environment.prepare_device()
+    assert "OPENBLAS_NUM_THREADS" not in os.environ  # numpy is here: too late
+    monkeypatch.setattr(sys, "modules", {})
+    _environment.prepare_device()
+    assert os.environ.pop("OPENBLAS_NUM_THREADS") == "1"
+
+
+def test_pinning_counts_what_it_locked(monkeypatch):
+    locked = []
+
+    class Library:
+        @staticmethod
+        def mlock(start, size):
+            locked.append((start.value, size.value))
+            return 0
+
+    monkeypatch.setattr(code_pages, "_libc", Library)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    total, page = code_pages.pin(), os.sysconf("SC_PAGE_SIZE")
+    assert total == sum(size for _, size in locked) > 1e6
+    assert all(start % page == size % page == 0 for start, size in locked)
+    inside = code_pages.mappings()
+    assert all(any(m.start <= a and a + n <= m.stop for m in inside) for a, n in locked)
+
+
+def test_a_model_that_onnxruntime_refuses(tmp_path, toy):
+    from edgecil_runtime import BundleError
+
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(toy.colour_model()[0])
+    model.graph.node[-1].input[0] = "missing"
+    path = toy.make_bundle(tmp_path, (model.SerializeToString(), 0, 0), "abc", 8, 8)
+    with pytest.raises(BundleError, match=r"cannot load the model \(opset 18, IR 8\): .*missing"):
+        Classifier(path)
+
+
+def test_a_process_that_reads_no_files_needs_no_pillow(no_process_wide_changes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    OwnProcess(Limit(10**9, "as asked")).prepare(reads_files=False)
+    assert no_process_wide_changes == ["watch"]

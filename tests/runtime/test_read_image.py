@@ -1,6 +1,7 @@
 """Every kind of image file gives the pixels that the module promises, or one clear error."""
 
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgecil_runtime.errors import ImageError, InputError
+from edgecil_runtime import images
+from edgecil_runtime.errors import ImageError, InputError, RuntimeMissing
 from edgecil_runtime.images import (
     check_array,
     fit_square,
@@ -307,3 +309,27 @@ def test_list_images(tmp_path, gradient):
     (tmp_path / "empty" / "c").mkdir(parents=True)
     with pytest.raises(InputError, match="no image"):
         list_images(tmp_path / "empty")
+
+
+def test_empty_files_and_images_without_pixels(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="an empty file"):
+        read_image(tmp_path / "empty.png")
+    with pytest.raises(ImageError, match=r"no pixels \(0 x 5\)"):
+        images._check_size((0, 5), 100, "a.png")
+
+
+def test_an_exif_block_that_cannot_be_parsed_is_passed_over(tmp_path, gradient, monkeypatch):
+    def broken(self):
+        raise SyntaxError("not a TIFF file")
+
+    Image.fromarray(gradient).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), gradient)
+
+
+def test_reading_without_pillow_says_what_to_install(tmp_path, gradient, monkeypatch):
+    Image.fromarray(gradient).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(RuntimeMissing, match="Pillow"):
+        read_image(tmp_path / "a.png")
