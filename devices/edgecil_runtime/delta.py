@@ -234,7 +234,8 @@ def _combined(kind: int, before: bytes, change: bytes) -> bytes:
     if kind == ADD_BYTES:
         return (np.frombuffer(before, np.uint8) + np.frombuffer(change, np.uint8)).tobytes()
     words = np.frombuffer(change, np.uint8).reshape(4, -1).T.copy().view("<u4").ravel()
-    return (np.frombuffer(before, "<u4") + words).astype("<u4").tobytes()
+    result: bytes = (np.frombuffer(before, "<u4") + words).astype("<u4").tobytes()
+    return result
 
 
 class _Source:

@@ -160,7 +160,7 @@ def _check_successor(package: Package, slots: Slots, state: State, force: bool) 
     if state.trial:
         raise UpdateError(
             f"{installed} is on trial: installing {new} now would leave no proven version",
-            hint="edgecil-device commit, or edgecil-device rollback, then install",
+            hint=f"edgecil-device commit --root {slots.root}   (or rollback), then install",
         )
     if force:
         return

@@ -139,9 +139,10 @@ def _encoded(
     packed = {kind: compressed(b"".join(parts)) for kind, parts in gathered.items()}
     streams = {kind: Stream(codec, len(data)) for kind, (codec, data) in packed.items()}
     files = {name: tuple(chosen) for name, chosen in steps.items()}
-    header = encode_header(Delta(Path(), *revisions, files, streams, 0))
+    header = encode_header(Delta(Path(), revisions[0], revisions[1], files, streams, 0))
     body = header + b"".join(data for _, data in packed.values())
-    return MAGIC + len(header).to_bytes(4, "little") + sha256(body).digest() + body
+    digest: bytes = sha256(body).digest()
+    return MAGIC + len(header).to_bytes(4, "little") + digest + body
 
 
 def _check(delta: Path, old: Path, contents: Mapping[str, bytes]) -> None:
@@ -165,7 +166,8 @@ def file_steps(name: str, old: bytes, new: bytes) -> list[Step]:
         shared = [(before[key], after[key]) for key in after if key in before]
         regions = sorted((pair for pair in shared if pair[0].width == pair[1].width), key=_start)
     matcher = _Matcher(old, list(before.values()))
-    position, steps = 0, []
+    steps: list[Step] = []
+    position = 0
     for region, target in regions:
         steps += matcher.steps(new, position, target.start)
         steps += _tensor_steps(old, new, region, target)
@@ -328,7 +330,8 @@ def _difference(kind: int, before: bytes, after: bytes) -> bytes:
     if kind == ADD_BYTES:
         return (np.frombuffer(after, np.uint8) - np.frombuffer(before, np.uint8)).tobytes()
     words = np.frombuffer(after, "<u4") - np.frombuffer(before, "<u4")
-    return words.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes()
+    planes: bytes = words.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes()
+    return planes
 
 
 def compressed(data: bytes) -> tuple[str, bytes]:
