@@ -296,7 +296,7 @@ class Slots:
         if state.previous is None or previous is None:
             raise UpdateError(
                 f"{self.root}: there is no previous version to go back to",
-                hint=f"install the one that you want: edgecil-device install BUNDLE --root {self.root}",
+                hint=f"edgecil-device install BUNDLE --root {self.root}",
             )
         self.verified(state.previous, previous)
         return state
