@@ -46,7 +46,8 @@ def per_image(
     generator = ctx.stream("importance")
     for batch in ctx.loader(images):
         noise = torch.rand(len(batch), generator=generator).to(batch.device)
-        for part, draws in zip(batch.split(chunk), noise.split(chunk), strict=True):
+        for start in range(0, len(batch), chunk):
+            part, draws = batch[start : start + chunk], noise[start : start + chunk]
             for name, value in gradients(weights, part, draws).items():
                 total[name] += fold(value).sum(dim=0)
     return {name: value / len(images) for name, value in total.items()}

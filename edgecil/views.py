@@ -56,7 +56,7 @@ def balanced(ctx: Context) -> ImageSet:
 def first_of_each(labels: Tensor, count: int) -> Tensor:
     """Return the positions of the first ``count`` images of every class in ``labels`` ``(N,)``."""
     ranks = torch.zeros_like(labels)
-    for label in labels.unique():
+    for label in set(labels.tolist()):
         mine = labels == label
         ranks[mine] = torch.arange(int(mine.sum()), device=labels.device)
     return torch.nonzero(ranks < count)[:, 0]

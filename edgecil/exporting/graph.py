@@ -50,7 +50,7 @@ def core_module(net: Net, rule: Rule) -> Core:
     core = Core(copy.deepcopy(net), copy.deepcopy(rule)).cpu().float().eval()
     # The exporter writes other nodes for hard swish on channels-last weights, and names of
     # ranges that were recorded while learning must be those of every later export.
-    core = core.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    core = core.to(memory_format=torch.contiguous_format)
     return core.requires_grad_(False)
 
 

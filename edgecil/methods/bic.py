@@ -128,7 +128,7 @@ def rule(options: Options, ctx: Context) -> Rule:
     if old and int(counts.min()):
         chosen = images.subset(first_of_each(images.labels, int(counts.min())))
         with torch.no_grad():
-            logits = ctx.net.head(ctx.features(chosen))[:, :seen].double().cpu()  # type: ignore[operator]
+            logits = ctx.net.head(ctx.features(chosen))[:, :seen].double().cpu()
         logits[:, :old] = logits[:, :old] * before.scale.double().cpu() + before.shift.cpu()
         pair = fit(options, logits, chosen.labels.cpu(), slice(old, seen))
         ctx.note(f"bias correction: alpha {pair[0]:.3f}, beta {pair[1]:.3f}")

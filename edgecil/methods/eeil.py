@@ -27,6 +27,7 @@ from edgecil.method import (
     Setup,
     Term,
     Terms,
+    View,
     ce_span,
     needs_head,
     previous_net,
@@ -100,13 +101,14 @@ def noise(ctx: Context, eta: float) -> Tensor:
     products = [
         (torch.randn(p.shape).to(p) * p).sum() for p in ctx.net.parameters() if p.requires_grad
     ]
-    return deviation * torch.stack(products).sum()
+    total: Tensor = torch.stack(products).sum()
+    return deviation * total
 
 
 def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
     """Return training, and after the base increment fine-tuning on balanced images."""
     old, new = slice(0, -1), slice(-1, None)
-    view = "new+kept" if setup.images["kept"] else "new"
+    view: View = "new+kept" if setup.images["kept"] else "new"
     train = Phase("train", partial(step, options, {"previous": old}), setup.training, view)
     if not setup.images["kept"] or not options.finetuning:
         return (train,)

@@ -26,6 +26,7 @@ from edgecil.method import (
     Setup,
     Term,
     Terms,
+    View,
     ce_span,
     needs_head,
     previous_net,
@@ -71,7 +72,7 @@ def finetune_step(ctx: Context, batch: Batch) -> Terms:
     """Return the cross-entropy on balanced images, for the head alone."""
     with torch.no_grad():
         features = ctx.net(batch.images).features
-    logits = ctx.net.head(features)  # type: ignore[operator]
+    logits = ctx.net.head(features)
     loss = cross_entropy(logits, batch.labels, ce_span(ctx, "seen"))
     return {"balanced classification": Term(loss, to=("head",))}
 
@@ -101,7 +102,7 @@ def new_rows(ctx: Context) -> Mapping[str, Tensor]:
 
 def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
     """Return training, and on request fine-tuning of the head on balanced images."""
-    view = "new+kept" if setup.images["kept"] else "new"
+    view: View = "new+kept" if setup.images["kept"] else "new"
     train = Phase("train", partial(step, options), setup.training, view, masks=new_rows)
     if not (options.finetuning and setup.images["kept"]):
         return (train,)

@@ -54,7 +54,8 @@ def test_links_inside_the_repository_lead_somewhere(path):
 
 
 def test_the_methods_of_the_readme_are_the_methods_there_are():
-    named = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"^\| `([a-z0-9-]+)` \|", text, flags=re.MULTILINE)
     assert sorted(named) == sorted(registry.methods())
 
 
