@@ -5,6 +5,7 @@ Castro et al. 2018. Kept between increments: exemplars and their labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,12 +98,11 @@ def noise(ctx: Context, eta: float) -> Tensor:
 
     The gradient of <n, theta> is n: no optimiser needs to know (EEIL section 5.1).
     """
-    deviation = (eta / (1 + ctx.step) ** NOISE_DECAY) ** 0.5
+    deviation = math.sqrt(eta / (1 + ctx.step) ** NOISE_DECAY)
     products = [
         (torch.randn(p.shape).to(p) * p).sum() for p in ctx.net.parameters() if p.requires_grad
     ]
-    total: Tensor = torch.stack(products).sum()
-    return deviation * total
+    return deviation * torch.stack(products).sum()
 
 
 def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
