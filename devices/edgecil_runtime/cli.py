@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Unio
 from edgecil_runtime import __version__
 from edgecil_runtime._environment import prepare_device
 from edgecil_runtime.errors import InputError, RuntimeFault, printable
-from edgecil_runtime.limits import resolve
+from edgecil_runtime.limits import of_process
 from edgecil_runtime.memory import parse_size
 from edgecil_runtime.own_process import refuse_hopeless
 
@@ -141,7 +141,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         options = build_parser().parse_args(words)
         prepare_device()
         if getattr(options, "loads", False):
-            refuse_hopeless(options.bundle, resolve(options.memory_limit))
+            refuse_hopeless(options.bundle, of_process(options.memory_limit))
         commands = import_module(f"edgecil_runtime.{options.module}")  # imports numpy
         run: Callable[[argparse.Namespace], Dict[str, Any]] = getattr(commands, options.command)
         show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")

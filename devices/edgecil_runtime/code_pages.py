@@ -12,7 +12,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from typing import Any, Iterator, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, NamedTuple, Optional
+
+if TYPE_CHECKING:
+    from edgecil_runtime.images import PathLike
 
 _MADV_DONTNEED = 4  # linux/mman.h
 _PRESENT = 0x80  # bit 63 of a 64-bit little-endian entry of /proc/self/pagemap
@@ -54,6 +57,13 @@ def shed() -> None:
     """Let go of all code; what is used again comes back from the page cache, if it is there."""
     for start, stop in mappings():
         _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
+
+
+def forget(files: Iterable[PathLike]) -> None:
+    """Drop what the page cache holds of files and nobody has mapped."""
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def pin() -> int:

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 from edgecil_runtime import memory
 from edgecil_runtime.bundle import open_bundle
 from edgecil_runtime.classifier import Classifier
-from edgecil_runtime.limits import resolve
+from edgecil_runtime.limits import of_process
 from edgecil_runtime.own_process import OwnProcess
 
 WIDTH = 80
@@ -23,7 +23,7 @@ _REPORT_SECONDS = 1.0
 
 def _load(options: Namespace, reads_files: bool = True) -> Classifier:
     """Return the classifier under ``--memory-limit``, the peak of this whole process."""
-    limit = resolve(options.memory_limit)
+    limit = of_process(options.memory_limit)
     process = OwnProcess(limit, options.threads)
     process.prepare(reads_files)
     return Classifier(

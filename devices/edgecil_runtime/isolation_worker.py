@@ -29,11 +29,11 @@ def _answer(model: Any, question: Dict[str, Any], payload: bytearray) -> Tuple[A
 
 
 def _load(words: List[str]) -> Any:
-    from edgecil_runtime.limits import Limit
+    from edgecil_runtime.limits import of_process
     from edgecil_runtime.own_process import OwnProcess, refuse_hopeless
 
     path, limit, threads = words[0], int(words[1]), int(words[2])
-    given = Limit(limit, "as asked") if limit else None
+    given = of_process(limit or None)
     refuse_hopeless(path, given)
     process = OwnProcess(given, threads)
     process.prepare()
@@ -41,7 +41,7 @@ def _load(words: List[str]) -> Any:
     from edgecil_runtime.model import Model
 
     baked = words[3] if len(words) > 3 else None
-    return Model(open_bundle(path), limit or None, threads, process, baked)
+    return Model(open_bundle(path), None if given is None else given.bytes, threads, process, baked)
 
 
 def _fault(error: BaseException, fatal: bool) -> Dict[str, Any]:

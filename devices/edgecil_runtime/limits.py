@@ -48,6 +48,16 @@ def resolve(memory_limit: Union[str, int, None]) -> Optional[Limit]:
     return Limit(parse_size(memory_limit), "as asked")
 
 
+def of_process(memory_limit: Union[str, int, None]) -> Optional[Limit]:
+    """Return the limit of a whole process: the one asked for, or a smaller one of the system.
+
+    Raises:
+        InputError: not a size.
+    """
+    asked = resolve(memory_limit)
+    return asked and min([asked, *_found()], key=lambda limit: limit.bytes)
+
+
 def _found() -> List[Limit]:
     import resource
 

@@ -85,7 +85,8 @@ class Model:
         self._session: Any = self._load()
         memory.trim()
         if process is not None:
-            process.after_loading()
+            baked_files = [] if self.baked is None else sorted(self.baked.folder.iterdir())
+            process.after_loading([bundle.model_path, *baked_files])
 
     @property
     def plan(self) -> memory.Plan:

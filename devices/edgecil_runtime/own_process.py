@@ -6,7 +6,7 @@ All of it acts on the whole process, so none of it happens inside somebody else'
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Iterable, Optional
 
 from edgecil_runtime import code_pages
 from edgecil_runtime._environment import tighten_heap
@@ -19,7 +19,9 @@ from edgecil_runtime.plain_files import read_plain_file
 if TYPE_CHECKING:
     from edgecil_runtime.images import PathLike
 
-_PIN_AFTER = 2  # predictions: the code they need has come back by then
+# Predictions after which the code that has come back is locked. Under a tight limit some of it
+# is gone again by then, and is caught the next time.
+_PIN_AFTER = (2, 4, 8, 16)
 _CODE_COMES_BACK = 4_000_000  # of the interpreter and numpy, of what was let go
 _LEAST_IN_USE, _USUAL_IN_USE = 24_000_000, 44_000_000
 _TIGHT = 2  # a limit of more than this many times the peak needs no pages locked
@@ -67,22 +69,23 @@ class OwnProcess:
             self._watch.needed = need.total
             set_hard_stop(self.limit.bytes, self._threads)
 
-    def after_loading(self) -> None:
-        """Let go of the code that only loading needed."""
+    def after_loading(self, files: Iterable[PathLike]) -> None:
+        """Let go of what only loading needed: code, and ``files`` in the page cache."""
         if self.limit is not None:
-            trim()
             code_pages.shed()
+            code_pages.forget(files)
 
     def after_prediction(self) -> None:
         """Hold on to the code that has come back with the first predictions."""
-        if self.limit is None or self._predictions >= _PIN_AFTER:
+        if self.limit is None or self._predictions >= _PIN_AFTER[-1]:
             return
         self._predictions += 1
-        if self._predictions == _PIN_AFTER:
-            self._watch.settled()
+        if self._predictions in _PIN_AFTER:
             now = usage()
             if now is not None and now.resident < self.limit.bytes < _TIGHT * now.peak:
                 code_pages.pin()
+        if self._predictions == _PIN_AFTER[-1]:
+            self._watch.settled()
 
 
 def refuse_hopeless(path: PathLike, limit: Optional[Limit]) -> None:

@@ -150,14 +150,15 @@ def folder_runs(machine: Machine, arch: str, bundle: Path, images: Path) -> list
     rows = []
     for kind, words in (("plain", ["plain", bundle / MODEL, images]),
                         ("runtime", ["runtime", bundle, images, "auto"])):  # fmt: skip
-        free = None
+        free: dict[str, Any] = {}
         for limit in LIMITS_MB[arch]:
             if limit is not None and not machine.has_cgroup:
                 continue
             row = {"kind": kind, **machine.probe(*words, limit_mb=limit)}
             if row["outcome"] == "ok":
-                free = row["mean_ms"] if limit is None else free
-                row["times_free"] = row["mean_ms"] / free if free else None
+                free = row if limit is None else free
+                for name in ("mean", "p50"):
+                    row[f"{name}_times_free"] = row[f"{name}_ms"] / free[f"{name}_ms"]
             rows.append(row)
             print_row(bundle.name, row)
     return rows
@@ -171,7 +172,8 @@ def print_row(name: str, row: dict[str, Any]) -> None:
         print(text + row["outcome"] + " " + row.get("error", "")[:200], flush=True)
         return
     print(
-        f"{text}{row['mean_ms']:8.2f} ms {row['times_free']:5.2f} x  peak {row['peak_mb']:6.1f}  "
+        f"{text}{row['p50_ms']:6.2f} ms {row['p50_times_free']:5.2f} x  mean {row['mean_ms']:6.2f}"
+        f" {row['mean_times_free']:5.2f} x  peak {row['peak_mb']:5.1f}  "
         f"anon {row['anonymous_mb']:5.1f}  faults {row['major_faults']:5d}",
         flush=True,
     )

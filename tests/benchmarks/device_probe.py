@@ -38,10 +38,10 @@ def plain(model: str, folder: str) -> dict[str, Any]:
 
 def runtime(bundle: str, folder: str, limit: str) -> dict[str, Any]:
     """Evaluate a folder as ``edgecil-device evaluate`` does."""
-    from edgecil_runtime.limits import resolve
+    from edgecil_runtime.limits import of_process
     from edgecil_runtime.own_process import OwnProcess, refuse_hopeless
 
-    given, first = resolve(limit), 0.0
+    given, first = of_process(limit), 0.0
     refuse_hopeless(bundle, given)
     process = OwnProcess(given)
     process.prepare()
