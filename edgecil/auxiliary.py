@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgecil.data.images import Batch
-from edgecil.lessons import Reduction, lesson, unit_weight
+from edgecil.lessons import Reduction, check_host, continues, lesson, unit_weight
 from edgecil.losses.distillation import auxiliary_losses
 from edgecil.memory.fields import Field
 from edgecil.method import Context, ModuleSpec, Phase, Recipe, Setup, Step, Term, Terms
@@ -21,7 +21,7 @@ from edgecil.nets.build import stage_channels
 from edgecil.nets.heads import LinearHead
 from edgecil.nets.net import pooled
 from edgecil.nets.taps import forward_outputs
-from edgecil.snapshots import STAGE, Snapshot, check_host, continues
+from edgecil.snapshots import STAGE, Snapshot
 
 NAME = "auxiliary"
 PARTS = ("weight", "bias")

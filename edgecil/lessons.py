@@ -6,7 +6,8 @@ teachers, and in what comes on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor
 
 from edgecil.data.images import Batch
+from edgecil.errors import UsageError
 from edgecil.losses.distillation import sigmoid_losses
+from edgecil.memory.fields import Field
 from edgecil.method import (
     Context,
+    Origin,
     Recipe,
     Term,
     Terms,
@@ -118,3 +122,35 @@ def sigmoid_recipe(name: str, reduction: Reduction, view: View = "new", **slots:
         training=SUMMED_TRAINING,
         **slots,
     )
+
+
+def check_host(host: Recipe, what: str) -> None:
+    """Do nothing for a host whose teachers a plug-in may replace.
+
+    Raises:
+        UsageError: the host has no such teachers, or they were replaced before.
+    """
+    if not host.asks_lessons:
+        raise UsageError(
+            f"{what} cannot be laid over {host.name}",
+            hint="hosts are lwf-mc and icarl; m2kd has all parts at once, see its options",
+        )
+
+
+def continues(host: Recipe, fields: tuple[Field, ...]) -> Callable[[Origin], str | None]:
+    """Return an ``adopt`` that wants the host's origin, and ``fields`` kept as declared."""
+
+    def adopt(origin: Origin) -> str | None:
+        reason = host.adopt(origin)
+        if reason is not None:
+            return reason
+        kept = {f.name: f for f in origin.kept}
+        # After the base, a field without its newest increment holds nothing yet.
+        for wanted in (f for f in fields if f.newest or f.name in kept):
+            if wanted.name not in kept:
+                return f"what teaches it was not kept: {wanted.name}"
+            if replace(kept[wanted.name], why="") != replace(wanted, why=""):
+                return f"{wanted.name} were kept with other settings, such as pruning or skip"
+        return None
+
+    return adopt

@@ -8,7 +8,7 @@ those rows of the heads that teach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,26 +19,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgecil.errors import TrainingError, UsageError
-from edgecil.lessons import Lesson
+from edgecil.errors import UsageError
+from edgecil.lessons import Lesson, check_host, continues
 from edgecil.memory.fields import Field
-from edgecil.method import Context, ModuleSpec, Origin, Phase, Recipe, Setup
+from edgecil.method import Context, ModuleSpec, Phase, Recipe, Setup
 from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.folding import conv_weights, folded, put_folded
 from edgecil.nets.heads import LinearHead
 from edgecil.nets.net import Net, pooled
 from edgecil.nets.taps import freeze
-from edgecil.pruning import as_of, free_share, full_layers, take
+from edgecil.ownership import (
+    LABELS,
+    build_owners,
+    check_room,
+    free_weights,
+    own_weights,
+    owner_arrays,
+    prune,
+)
+from edgecil.pruning import as_of
 from edgecil.settings import Training
 
 STAGE = 1
 """Index of the stage that the auxiliary head looks at: the second (M2KD section 4.2)."""
 TOLERANCE = 0.05
 """How far float16 may move a logit of a snapshot; a target sigma(z) then moves by 0.0125."""
-NOTABLE_SHARE = 0.1
-"""Free part of the weights below which the user is told."""
 
-LABELS, WEIGHTS, FOLDED = "snapshots.labels", "snapshots.weights", "snapshots.folded"
+WEIGHTS, FOLDED = "snapshots.weights", "snapshots.folded"
 Arrays = Mapping[str, Tensor]
 
 
@@ -84,19 +91,6 @@ class Snapshots(nn.Module):
         logits = torch.cat([lesson.logits for lesson in lessons], dim=1)
         sides = [lesson.auxiliary for lesson in lessons if lesson.auxiliary is not None]
         return Lesson(logits, torch.cat(sides, dim=1) if sides else None)
-
-
-class Owners(nn.Module):
-    """The labels of all convolution weights, as buffers: part of the run state."""
-
-    def __init__(self, labels: Arrays) -> None:
-        super().__init__()
-        for name, value in labels.items():
-            self.register_buffer(name.replace(".", "/"), value)
-
-    def labels(self) -> dict[str, Tensor]:
-        """Return the labels by the name of their weight; changing them in place is lasting."""
-        return {name.replace("/", "."): value for name, value in self.named_buffers()}
 
 
 @dataclass(frozen=True)
@@ -246,9 +240,7 @@ def keep(history: History, ctx: Context) -> None:
         before = [ctx.kept.read(row_field(name))] if goes_on else []
         ctx.keeps.write(row_field(name), np.concatenate([*before, values.astype(np.float16)]))
     if history.pruning:
-        owners = ctx.modules["owners"]
-        assert isinstance(owners, Owners)
-        ctx.keeps.write(LABELS, _arrays(owners.labels()))
+        ctx.keeps.write(LABELS, owner_arrays(ctx))
     elif goes_on:
         assert ctx.previous is not None
         if WEIGHTS in ctx.kept:
@@ -257,63 +249,25 @@ def keep(history: History, ctx: Context) -> None:
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    # In C order: labels of weights in channels_last would be flattened in another one.
+    # In C order: weights in channels_last would be flattened in another one.
     return {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
 
 
-def _owners(ctx: Context) -> Owners:
-    if LABELS in ctx.kept:
-        return Owners({name: torch.from_numpy(a) for name, a in ctx.kept.read(LABELS).items()})
-    weights = conv_weights(ctx.net)
-    return Owners({n: torch.zeros(w.shape, dtype=torch.uint8) for n, w in weights.items()})
-
-
-def _prune(history: History, ctx: Context) -> None:
-    """Take the largest free weights for this increment, and make the others zero."""
-    owners, increment = ctx.modules["owners"], ctx.classes.increment
-    assert isinstance(owners, Owners)
-    weights = conv_weights(ctx.net)
-    for name, labels in owners.labels().items():
-        labels.copy_(take(weights[name], labels, increment, history.pruning))
-        weights[name].data.copy_(as_of(weights[name], labels, increment))
-
-
-def _owned_by(who: Callable[[Context], int], ctx: Context) -> dict[str, Tensor]:
-    owners = ctx.modules["owners"]
-    assert isinstance(owners, Owners)
-    return {name: labels == who(ctx) for name, labels in owners.labels().items()}
-
-
-def _nobody(ctx: Context) -> int:
-    return 0
-
-
-def _this_increment(ctx: Context) -> int:
-    return ctx.classes.increment
-
-
 def _check(history: History, ctx: Context) -> None:
-    """Refuse a network that cannot be kept, or that has no weights left to learn with."""
+    """Refuse a network that cannot be kept, or that has no weights left to learn with.
+
+    Raises:
+        UsageError: the head is not a linear one.
+        TrainingError: a layer has no free weight left.
+    """
     if not isinstance(ctx.net.head, LinearHead):
         raise UsageError(
             "multi-model distillation keeps the rows of a linear head, this network's is "
             f"{type(ctx.net.head).__name__}",
             hint="--arch resnet32 or another residual network",
         )
-    if not history.pruning or LABELS not in ctx.kept:
-        return
-    labels = {name: torch.from_numpy(a) for name, a in ctx.kept.read(LABELS).items()}
-    share, full = free_share(labels), full_layers(labels, history.pruning)
-    done = ctx.classes.increment - 1
-    if full:
-        raise TrainingError(
-            f"{done} increments left {share:.2%} of the weights free, and none to take in "
-            f"{len(full)} layers, such as {full[0]}",
-            hint="--method lwf-mc goes on from here; a new workspace lasts longer with a higher "
-            "--set pruning=0.9, or with pruning=0",
-        )
-    if share < NOTABLE_SHARE:
-        ctx.note(f"{done} increments left {share:.1%} of the weights free to learn with")
+    if history.pruning:
+        check_room(ctx, history.pruning)
 
 
 def add_snapshots(host: Recipe, history: History) -> Recipe:
@@ -332,7 +286,7 @@ def add_snapshots(host: Recipe, history: History) -> Recipe:
         host.end(ctx)
         keep(history, ctx)
 
-    modules = (ModuleSpec("owners", _owners),) if history.pruning else ()
+    modules = (ModuleSpec("owners", build_owners),) if history.pruning else ()
     return replace(
         host,
         fields=(*host.fields, *history.fields()),
@@ -355,11 +309,11 @@ def _phases(history: History, host: Recipe, setup: Setup) -> tuple[Phase, ...]:
     if not history.pruning:
         return phases
     # At the base all weights are free.
-    masks = partial(_owned_by, _nobody) if later else None
+    masks = free_weights if later else None
     fine_tuning = replace(
-        phases[-1], name="fine-tune", prepare=partial(_prune, history), part=0.5,
+        phases[-1], name="fine-tune", prepare=partial(prune, history.pruning), part=0.5,
         training=_gentle(phases[-1].training, history.finetune_lr),
-        masks=partial(_owned_by, _this_increment),
+        masks=own_weights,
     )  # fmt: skip
     return (*(replace(p, masks=masks) for p in phases), fine_tuning)
 
@@ -369,35 +323,3 @@ def _gentle(training: Training, part: float) -> Training:
     optim = training.optim
     schedule = replace(optim.schedule, milestones=())
     return replace(training, optim=replace(optim, lr=part * optim.lr, schedule=schedule))
-
-
-def check_host(host: Recipe, what: str) -> None:
-    """Do nothing for a host whose teachers a plug-in may replace.
-
-    Raises:
-        UsageError: the host has no such teachers, or they were replaced before.
-    """
-    if not host.asks_lessons:
-        raise UsageError(
-            f"{what} cannot be laid over {host.name}",
-            hint="hosts are lwf-mc and icarl; m2kd has all parts at once, see its options",
-        )
-
-
-def continues(host: Recipe, fields: tuple[Field, ...]) -> Callable[[Origin], str | None]:
-    """Return an ``adopt`` that wants the host's origin, and ``fields`` kept as declared."""
-
-    def adopt(origin: Origin) -> str | None:
-        reason = host.adopt(origin)
-        if reason is not None:
-            return reason
-        kept = {f.name: f for f in origin.kept}
-        # After the base, a field without its newest increment holds nothing yet.
-        for wanted in (f for f in fields if f.newest or f.name in kept):
-            if wanted.name not in kept:
-                return f"what teaches it was not kept: {wanted.name}"
-            if replace(kept[wanted.name], why="") != replace(wanted, why=""):
-                return f"{wanted.name} were kept with other settings, such as pruning or skip"
-        return None
-
-    return adopt

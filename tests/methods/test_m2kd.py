@@ -23,8 +23,9 @@ from edgecil.model import Model
 from edgecil.nets.build import build, load_arrays, net_arrays
 from edgecil.nets.folding import conv_weights
 from edgecil.nets.net import NetSpec
+from edgecil.ownership import LABELS
 from edgecil.settings import Augment, Optim
-from edgecil.snapshots import FOLDED, LABELS, TOLERANCE, WEIGHTS
+from edgecil.snapshots import FOLDED, TOLERANCE, WEIGHTS
 
 SHORT = dataclasses.replace(toys.TRAINING, epochs=1)
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
