@@ -118,6 +118,7 @@ class Machine:
         if limit_mb is not None:
             (self._group / "memory.limit_in_bytes").write_text(str(limit_mb * 10**6))
             (self._group / "memory.force_empty").write_text("0")
+            os.sync()  # or what was just written would stay
             Path("/proc/sys/vm/drop_caches").write_text("1")
             enter = f'echo $$ > {self._group}/cgroup.procs && exec "$@"'
             command = ["sh", "-c", enter, "sh", *command]
