@@ -61,6 +61,8 @@ def shed() -> None:
 
 def forget(files: Iterable[PathLike]) -> None:
     """Drop what the page cache holds of files and nobody has mapped."""
+    if not hasattr(os, "posix_fadvise"):  # not Linux
+        return
     for path in files:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -283,6 +283,14 @@ def test_pinning_stops_where_it_is_not_allowed(monkeypatch):
     assert code_pages.pin() == 0
 
 
+def test_files_are_forgotten_where_that_is_possible(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x" * 10_000)
+    code_pages.forget([tmp_path / "a"])
+    assert (tmp_path / "a").read_bytes() == b"x" * 10_000
+    monkeypatch.delattr(os, "posix_fadvise")
+    code_pages.forget(["/nowhere"])
+
+
 def test_written_mappings_are_never_let_go(tmp_path):
     smaps = tmp_path / "smaps"
     block = "{} {} 00000000 08:01 {} {}\nRss: 8 kB\nAnonymous: {} kB\n"
