@@ -108,11 +108,15 @@ class Machine:
         except OSError:
             self.has_cgroup = False
 
-    def probe(self, *words: object, limit_mb: int | None = None) -> dict[str, Any]:
+    def probe(
+        self, *words: object, limit_mb: int | None = None, timeout: float = SECONDS
+    ) -> dict[str, Any]:
         """Return what a probe says, with ``exit_code`` and ``seconds``."""
-        return self.run([str(PROBE), *map(str, words)], limit_mb)
+        return self.run([str(PROBE), *map(str, words)], limit_mb, timeout)
 
-    def run(self, words: list[str], limit_mb: int | None = None) -> dict[str, Any]:
+    def run(
+        self, words: list[str], limit_mb: int | None = None, timeout: float = SECONDS
+    ) -> dict[str, Any]:
         """Return the JSON answer of a Python command, under a kernel limit if one is given."""
         command = [sys.executable, "-S", *words]
         if limit_mb is not None:
@@ -126,10 +130,10 @@ class Machine:
         try:
             done = subprocess.run(
                 command, env=self._environment, capture_output=True, text=True,
-                timeout=SECONDS, check=False,
+                timeout=timeout, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {"limit_mb": limit_mb, "outcome": f"not finished after {SECONDS} s"}
+            return {"limit_mb": limit_mb, "outcome": f"not finished after {timeout:g} s"}
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         answer = json.loads(lines[-1]) if lines else {"error": done.stderr[-300:]}
         if "first" in answer:
@@ -222,7 +226,7 @@ def measure(machine: Machine, arch: str, scratch: Path, count: int) -> list[dict
             row["overhead"] = machine.probe("overhead", bundle, side, 300)
             row["refusals"] = refusals(machine, bundle, images)
             if arch == "resnet32":
-                row["growth"] = machine.probe("growth", bundle, side, count)
+                row["growth"] = machine.probe("growth", bundle, side, count, timeout=1800)
             for name in ("cold_start", "overhead", "refusals", "growth"):
                 print(f"{bundle.name:<18}{name}: {json.dumps(row.get(name))}", flush=True)
         found.append(row)
