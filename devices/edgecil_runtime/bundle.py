@@ -3,6 +3,7 @@
     manifest.json    what the model is, and size and SHA-256 of the files below
     model.onnx       uint8 image in, scores out; preprocessing and classification rule inside
     selftest.npz     images uint8 (n, H, W, 3), scores float32 (n, C), tolerance float32
+    manifest.sig     only when it was signed: see signatures.py, which alone reads it
 
 onnxruntime loads a model with flipped bits without complaint, so nothing is used before its
 hash was checked.

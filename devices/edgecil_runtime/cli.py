@@ -87,7 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict = command("predict", "say what is on images")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="jpg, png, webp or bmp")
-    command("info", "show what a bundle holds, after checking its hashes", loads=False)
+    info = command("info", "show what a bundle holds, after checking its hashes", loads=False)
+    _add_signature(info)
     command("selftest", "predict the images that came with the bundle")
     _add_updates(commands)
     _add_doctor(commands)
@@ -128,9 +129,16 @@ def _add_updates(commands: Any) -> None:
     install.add_argument(
         "--memory-limit", type=_size, metavar="SIZE", help="of the self-test, such as 96MB"
     )
+    _add_signature(install)
     command("status", "show what is installed, after checking it byte for byte")
     command("commit", "confirm a version that is on trial")
     command("rollback", "go back to the previous version")
+
+
+def _add_signature(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--require-signature", metavar="PUBKEY", help="fail unless signed by the owner of this key"
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

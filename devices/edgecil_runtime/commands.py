@@ -15,6 +15,7 @@ from edgecil_runtime.bundle import open_bundle
 from edgecil_runtime.classifier import Classifier
 from edgecil_runtime.limits import of_process
 from edgecil_runtime.own_process import OwnProcess
+from edgecil_runtime.signatures import check_signed, load_public_key, read_signature
 
 WIDTH = 80
 _WORST = 5
@@ -140,6 +141,10 @@ def show_predict(result: Dict[str, Any]) -> str:
 
 def info(options: Namespace) -> Dict[str, Any]:
     """Return the manifest, the predicted memory and the classes by increment."""
+    key = None
+    if options.require_signature is not None:
+        key = load_public_key(options.require_signature)
+        check_signed(options.bundle, key)
     manifest = open_bundle(options.bundle).manifest
     increments: Dict[str, List[str]] = {}
     for label in manifest.labels:
@@ -150,6 +155,8 @@ def info(options: Namespace) -> Dict[str, Any]:
         **manifest.to_json(),
         "classes_by_increment": increments,
         "predicted_growth_bytes": growth,
+        "signed": read_signature(options.bundle) is not None,
+        "signed_by": key and key.fingerprint,
     }
 
 
@@ -173,12 +180,19 @@ def show_info(result: Dict[str, Any]) -> str:
         "scores": f"{result['score_kind']}, {result['precision']}",
         "input": f"uint8 RGB, {accepts}",
         "needs": f"onnxruntime >= {requires['onnxruntime']}, about {growth} of memory",
+        "signed": _signed(result),
     }
     lines = [f"{name:<9}{_cut(text, WIDTH - 9)}" for name, text in rows.items()]
     lines += ["", "files, SHA-256 verified"]
     for name, entry in result["files"].items():
         lines.append(f"  {_cut(name, 40):<40}{entry['bytes']:>14,} B  {entry['sha256'][:12]}")
     return "\n".join(lines)
+
+
+def _signed(result: Dict[str, Any]) -> str:
+    if result["signed_by"]:
+        return f"by key {result['signed_by'][:16]}, verified"
+    return "yes, not checked: give --require-signature PUBKEY" if result["signed"] else "no"
 
 
 def selftest(options: Namespace) -> Dict[str, Any]:

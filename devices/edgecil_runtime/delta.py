@@ -24,7 +24,7 @@ import os
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, List, Mapping, NamedTuple, Tuple, Type
+from typing import Any, BinaryIO, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from edgecil_runtime.hashing import sha256
 from edgecil_runtime.images import PathLike
 from edgecil_runtime.manifest import check_file_name
 from edgecil_runtime.revision import Revision, manifest_sha256, whole_number
+from edgecil_runtime.signatures import SIGNATURE, SIGNATURE_BYTES
 from edgecil_runtime.strict_json import decode_json
 
 MAGIC = b"EDGEDELT"
@@ -65,7 +66,10 @@ class Stream(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """A delta whose hash was checked. ``start`` is where the streams begin in its file."""
+    """A delta whose hash was checked. ``start`` is where the streams begin in its file.
+
+    ``signature`` is that of the new bundle, unchecked; None when it has none.
+    """
 
     path: Path
     source: Revision
@@ -73,6 +77,7 @@ class Delta(NamedTuple):
     files: Mapping[str, Tuple[Step, ...]]
     streams: Mapping[int, Stream]
     start: int
+    signature: Optional[bytes] = None
 
     @property
     def target_bytes(self) -> int:
@@ -139,7 +144,16 @@ def _delta(path: Path, header: Any, start: int) -> Delta:
     if len(stored) != len(STREAMS):
         raise ValueError(f"{len(stored)} streams")
     streams = {kind: stored[i] for i, kind in enumerate(STREAMS)}
-    return Delta(path, source, target, files, streams, start)
+    return Delta(path, source, target, files, streams, start, _signature(header.get("signature")))
+
+
+def _signature(value: Any) -> Optional[bytes]:
+    if value is None:
+        return None
+    signature = bytes.fromhex(value)
+    if len(signature) != SIGNATURE_BYTES:
+        raise ValueError(f"a signature of {len(signature)} bytes")
+    return signature
 
 
 def _codec(value: Any) -> str:
@@ -161,13 +175,15 @@ def _steps(flat: List[Any]) -> Tuple[Step, ...]:
 
 def encode_header(delta: Delta) -> bytes:
     """Return the header of a delta as it is stored."""
-    header = {
+    header: Dict[str, Any] = {
         "schema": SCHEMA,
         "from": delta.source._asdict(),
         "to": delta.target._asdict(),
         "streams": [delta.streams[kind] for kind in STREAMS],
         "files": {n: [x for step in steps for x in step] for n, steps in delta.files.items()},
     }
+    if delta.signature is not None:
+        header["signature"] = delta.signature.hex()
     return zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
 
 
@@ -192,6 +208,8 @@ def apply_delta(delta: Delta, base: PathLike, target: PathLike) -> None:
         for name, steps in delta.files.items():
             with open(Path(target, name), "wb") as out:
                 _write_file(delta, Path(base, name), steps, sources, out)
+    if delta.signature is not None:
+        Path(target, SIGNATURE).write_bytes(delta.signature)
     if manifest_sha256(target) != delta.target.manifest_sha256:
         raise BundleError(f"{delta.path}: does not give the manifest that it promises")
 

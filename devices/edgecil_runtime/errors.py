@@ -8,7 +8,7 @@ RuntimeFault
 ├── UpdateError          an install, rollback or commit that cannot be done now    (exit 1)
 ├── WorkerError          the process that a model was isolated in ended           (exit 1)
 │   └── DeadlineError    ... because it did not answer in time                    (exit 1)
-└── RuntimeMissing       no onnxruntime is installed                             (exit 1)
+└── RuntimeMissing       onnxruntime or another package is not installed         (exit 1)
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class InputError(RuntimeFault):
 
 
 class RuntimeMissing(RuntimeFault):
-    """No onnxruntime distribution is installed, or it cannot be imported."""
+    """A package that this needs, such as onnxruntime, is missing or cannot be imported."""
 
     code = "runtime_missing"
 

@@ -23,6 +23,14 @@ from edgecil_runtime.errors import BundleError, InputError, MemoryLimitError, Up
 from edgecil_runtime.images import PathLike
 from edgecil_runtime.memory import format_size
 from edgecil_runtime.revision import Revision, manifest_sha256
+from edgecil_runtime.signatures import (
+    SIGNATURE,
+    PublicKey,
+    check_signature,
+    check_signed,
+    load_public_key,
+    read_signature,
+)
 from edgecil_runtime.slots import Slots, State
 from edgecil_runtime.spawn import child_command, child_environment, last_words
 
@@ -59,6 +67,7 @@ def install(
     *,
     trial: bool = False,
     force: bool = False,
+    require_signature: Optional[PathLike] = None,
     memory_limit: Union[str, int, None] = None,
     deadline: float = SELFTEST_SECONDS,
     say: Say = lambda text: None,
@@ -67,21 +76,25 @@ def install(
 
     On ``trial`` the version must be committed, or the previous one is used again after
     some starts. ``force`` allows an older version or another model; hashes and the self-test
-    are never left out. The self-test runs in a process of its own that has ``deadline`` seconds
-    and at most ``memory_limit`` of memory. ``say`` is told what was done.
+    are never left out. With ``require_signature``, the file of a public key, nothing that its
+    owner did not sign is even looked into. The self-test runs in a process of its own that has
+    ``deadline`` seconds and at most ``memory_limit`` of memory. ``say`` is told what was done.
 
     Raises:
         UpdateError: not now, not this one without ``force``, or too little space.
-        BundleError: damaged, made for another base, or the self-test failed.
+        BundleError: damaged, not signed as required, made for another base, or the self-test
+            failed.
         MemoryLimitError: the model does not fit ``memory_limit``.
-        InputError: there is neither a bundle nor a delta.
+        InputError: there is neither a bundle nor a delta, or no public key.
+        RuntimeMissing: a signature is required and ``cryptography`` not installed.
         OSError: the disk is full or cannot be written.
     """
+    key = None if require_signature is None else load_public_key(require_signature)
     slots = Slots(root)
     slots.root.mkdir(parents=True, exist_ok=True)
     with slots.locked():
         state = slots.state()
-        package = _package(Path(source), slots, state)
+        package = _package(Path(source), slots, state, key)
         if _is_current(package, slots, state):
             return Report(package.revision, slots.current_path(), None, state.trial, False)
         _check_successor(package, slots, state, force)
@@ -92,7 +105,7 @@ def install(
             slots.write(state)
         folder = slots.clear_spare(state)
         try:
-            path = _fill(folder, package)
+            path = _fill(folder, package, key)
             _bake(path, say)
             _selftest(path, memory_limit, deadline)
             say("self-test passed")
@@ -105,19 +118,23 @@ def install(
         return Report(package.revision, path, old.revision, state.trial, True)
 
 
-def _package(source: Path, slots: Slots, state: State) -> Package:
+def _package(source: Path, slots: Slots, state: State, key: Optional[PublicKey]) -> Package:
     if source.is_dir():
+        if key is not None:
+            check_signed(source, key)
         bundle = open_bundle(source)
         labels = [label.name for label in bundle.manifest.labels]
         size = sum(entry.bytes for entry in bundle.manifest.files.values())
         revision = Revision.of(source, bundle.manifest)
-        return Package(revision, size, labels, partial(_copy, bundle))
+        return Package(revision, size, labels, partial(_copy, bundle, read_signature(source)))
     if not source.is_file() or not is_delta(source):
         raise InputError(
             f"{source}: neither a bundle nor a delta",
             hint="give the folder or the .delta file that 'edgecil export' wrote",
         )
     delta = read_delta(source)
+    if key is not None:
+        check_signature(delta.signature, delta.target.manifest_sha256, key, source)
     if state.revision == delta.target:
         return Package(delta.target, 0, None, lambda folder: None)
     if state.current is None or state.revision is None:
@@ -136,9 +153,11 @@ def _package(source: Path, slots: Slots, state: State) -> Package:
     return Package(delta.target, delta.target_bytes, None, partial(apply_delta, delta, base))
 
 
-def _copy(bundle: Bundle, folder: Path) -> None:
+def _copy(bundle: Bundle, signature: Optional[bytes], folder: Path) -> None:
     for name in (MANIFEST, *bundle.manifest.files):
         shutil.copyfile(bundle.path / name, folder / name)
+    if signature is not None:
+        (folder / SIGNATURE).write_bytes(signature)
 
 
 def _is_current(package: Package, slots: Slots, state: State) -> bool:
@@ -197,11 +216,13 @@ def _check_space(package: Package, slots: Slots, state: State) -> None:
         )
 
 
-def _fill(folder: Path, package: Package) -> Path:
+def _fill(folder: Path, package: Package, key: Optional[PublicKey]) -> Path:
     """Return the bundle in the empty slot ``folder``, complete and checked."""
     path = folder / package.revision.folder
     path.mkdir()
     package.write(path)
+    if key is not None:  # once more: the source may be another one than a moment ago
+        check_signed(path, key)
     open_bundle(path)
     if manifest_sha256(path) != package.revision.manifest_sha256:
         raise BundleError(f"{path}: changed while it was copied", hint="copy the bundle again")

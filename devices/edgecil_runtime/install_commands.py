@@ -27,6 +27,7 @@ def install(options: Namespace) -> Dict[str, Any]:
         options.root,
         trial=options.trial,
         force=options.force,
+        require_signature=options.require_signature,
         memory_limit=options.memory_limit,
         say=say,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from edgecil_runtime.bundle import MANIFEST
 from edgecil_runtime.hashing import sha256
 from edgecil_runtime.images import PathLike
 from edgecil_runtime.manifest import MAX_FILE_BYTES, Manifest, check_file_name
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Revision(NamedTuple):
@@ -37,8 +40,8 @@ class Revision(NamedTuple):
             ValueError, KeyError, TypeError: another field is missing or wrong.
         """
         digest = value["manifest_sha256"]
-        if not isinstance(digest, str) or len(digest) != 64:
-            raise ValueError("a hash must have 64 digits")
+        if not isinstance(digest, str) or not _SHA256.match(digest):
+            raise ValueError("a hash must have 64 lower-case hex digits")
         return cls(check_file_name(value["name"]), whole_number(value["version"]), digest)
 
 

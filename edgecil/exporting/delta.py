@@ -38,6 +38,7 @@ from edgecil_runtime.delta import (
 from edgecil_runtime.errors import RuntimeFault
 from edgecil_runtime.hashing import sha256
 from edgecil_runtime.revision import Revision
+from edgecil_runtime.signatures import read_signature
 
 SUFFIX = ".delta"
 _SHORTEST = 16  # bytes of a copy that is worth a step of its own
@@ -107,7 +108,8 @@ def make_delta(old: Bundle, new: Bundle, folder: Path) -> DeltaReport:
     revisions = [Revision.of(bundle.path, bundle.manifest) for bundle in (old, new)]
     steps = {name: file_steps(name, bases[name], data) for name, data in contents.items()}
     copies = {name: [Step(LITERAL, 0, len(data))] for name, data in contents.items()}
-    found = [_encoded(revisions, chosen, bases, contents) for chosen in (steps, copies)]
+    signature = read_signature(new.path)
+    found = [_encoded(revisions, chosen, bases, contents, signature) for chosen in (steps, copies)]
     data = min(found, key=len)
     full = sum(map(len, contents.values()))
     if len(data) >= full:
@@ -131,6 +133,7 @@ def _encoded(
     steps: Mapping[str, list[Step]],
     bases: Mapping[str, bytes],
     contents: Mapping[str, bytes],
+    signature: bytes | None,
 ) -> bytes:
     gathered: dict[int, list[bytes]] = {kind: [] for kind in STREAMS}
     for name, chosen in steps.items():
@@ -139,10 +142,26 @@ def _encoded(
     packed = {kind: compressed(b"".join(parts)) for kind, parts in gathered.items()}
     streams = {kind: Stream(codec, len(data)) for kind, (codec, data) in packed.items()}
     files = {name: tuple(chosen) for name, chosen in steps.items()}
-    header = encode_header(Delta(Path(), revisions[0], revisions[1], files, streams, 0))
-    body = header + b"".join(data for _, data in packed.values())
-    digest: bytes = sha256(body).digest()
-    return MAGIC + len(header).to_bytes(4, "little") + digest + body
+    delta = Delta(Path(), revisions[0], revisions[1], files, streams, 0, signature)
+    return _assembled(delta, b"".join(data for _, data in packed.values()))
+
+
+def _assembled(delta: Delta, streams: bytes) -> bytes:
+    header = encode_header(delta)
+    digest: bytes = sha256(header + streams).digest()
+    return MAGIC + len(header).to_bytes(4, "little") + digest + header + streams
+
+
+def sign_delta(path: Path, signature: bytes) -> None:
+    """Put the signature of the new bundle into the delta at ``path``.
+
+    Raises:
+        BundleError: it is no delta, or damaged.
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    delta = read_delta(path)
+    streams = path.read_bytes()[delta.start :]
+    write_atomic(path, _assembled(delta._replace(signature=signature), streams))
 
 
 def _check(delta: Path, old: Path, contents: Mapping[str, bytes]) -> None:

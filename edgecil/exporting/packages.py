@@ -1,4 +1,4 @@
-"""Packages that only the export needs."""
+"""Packages that only some of the commands that ship a model need."""
 
 from __future__ import annotations
 
@@ -18,4 +18,17 @@ def require_onnxruntime() -> None:
         raise DependencyMissing(
             "export needs onnxruntime, which is not installed",
             hint="pip install 'edgecil[cpu]'   (on a CUDA machine: pip install 'edgecil[gpu]')",
+        )
+
+
+def require_cryptography() -> None:
+    """Make sure that ``cryptography`` is installed.
+
+    Raises:
+        DependencyMissing: it is not.
+    """
+    if importlib.util.find_spec("cryptography") is None:
+        raise DependencyMissing(
+            "signing needs the package cryptography, which is not installed",
+            hint="pip install 'edgecil[sign]'",
         )
