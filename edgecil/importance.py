@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from edgecil.data.images import ImageSet
 from edgecil.memory.fields import Field
-from edgecil.method import Context, Origin
+from edgecil.method import Context, ModuleSpec, Origin
 
 FIELD = Field("importance", "backbone", "how much every weight of the backbone matters")
 MEMORY = 256 << 20
@@ -89,15 +89,34 @@ def penalty(net: nn.Module, anchor: nn.Module, importance: Mapping[str, Tensor])
     return torch.stack(terms).sum()
 
 
+class Springs(nn.Module):
+    """The kept importance of every backbone parameter, on the device while an increment trains."""
+
+    def __init__(self, importance: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {name: name.replace(".", "/") for name in importance}
+        for name, value in importance.items():
+            self.register_buffer(self._names[name], value)
+
+    @property
+    def importance(self) -> dict[str, Tensor]:
+        """Importance by the name of the parameter in the network."""
+        return {name: self.get_buffer(stored) for name, stored in self._names.items()}
+
+
+def _springs(ctx: Context) -> Springs:
+    kept = ctx.kept.read(FIELD.name) if FIELD.name in ctx.kept else {}
+    return Springs({name: torch.from_numpy(value) for name, value in kept.items()})
+
+
+SPRINGS = ModuleSpec("springs", _springs)
+
+
 def pull(ctx: Context) -> Tensor:
     """Return the penalty of the kept importance, anchored at the network learned before."""
-    assert ctx.previous is not None
-    if FIELD.name not in ctx.scratch:
-        ctx.scratch[FIELD.name] = {
-            name: torch.from_numpy(value).to(ctx.device)
-            for name, value in ctx.kept.read(FIELD.name).items()
-        }
-    return penalty(ctx.net, ctx.previous, ctx.scratch[FIELD.name])
+    springs = ctx.modules[SPRINGS.name]
+    assert isinstance(springs, Springs)
+    return penalty(ctx.net, ctx.teachers["previous"], springs.importance)
 
 
 def keep(ctx: Context, measured: Mapping[str, Tensor], old_share: float, new_share: float) -> None:

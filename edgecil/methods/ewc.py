@@ -11,9 +11,9 @@ from functools import partial
 from typing import Literal
 
 from edgecil.data.images import Batch
-from edgecil.importance import FIELD, fisher, keep, needs_importance, pull
+from edgecil.importance import FIELD, SPRINGS, fisher, keep, needs_importance, pull
 from edgecil.losses.classification import cross_entropy
-from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase
+from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase, previous_net
 from edgecil.options import option
 
 
@@ -50,6 +50,8 @@ def recipe(options: Options) -> Recipe:
         "ewc",
         phases=one_phase(partial(step, options)),
         fields=(FIELD,),
+        modules=(SPRINGS,),
+        teachers=previous_net,
         end=remember,
         adopt=needs_importance,
     )

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Literal
 
 from edgecil.data.images import Batch
-from edgecil.importance import FIELD, keep, needs_importance, pull, sensitivity
+from edgecil.importance import FIELD, SPRINGS, keep, needs_importance, pull, sensitivity
 from edgecil.losses.classification import cross_entropy
-from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase
+from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase, previous_net
 from edgecil.options import option
 
 
@@ -49,6 +49,8 @@ def recipe(options: Options) -> Recipe:
         "mas",
         phases=one_phase(partial(step, options)),
         fields=(FIELD,),
+        modules=(SPRINGS,),
+        teachers=previous_net,
         end=remember,
         adopt=needs_importance,
     )

@@ -95,6 +95,7 @@ def shapes(spec: NetSpec, classes: int) -> Mapping[str, Tree]:
     return {**trees, "folded": beside, "backbone": below, "parameters": every}
 
 
+@cache
 def stage_channels(spec: NetSpec) -> tuple[int, ...]:
     """Return the channels of every stage's output; nothing is allocated."""
     with torch.device("meta"):
