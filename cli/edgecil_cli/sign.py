@@ -11,6 +11,7 @@ import typer
 from edgecil.errors import UsageError
 from edgecil_cli._options import JsonOption, QuietOption, value
 from edgecil_cli._output import Output, short
+from edgecil_runtime.signatures import SHOWN_DIGITS
 
 EPILOG = """\
 Examples:
@@ -57,7 +58,7 @@ def _new_key(output: Output, path: Path) -> None:
         rows = [
             ("private key", f"{short(pair.private)} (keep it safe, and off every device)"),
             ("public key", f"{short(pair.public)} (for the devices)"),
-            ("fingerprint", pair.fingerprint[:16]),
+            ("fingerprint", pair.fingerprint[:SHOWN_DIGITS]),
         ]
         output.pairs(rows)
         output.next(f"edgecil sign BUNDLE --key {shlex.quote(str(pair.private))}")
@@ -71,6 +72,6 @@ def _sign(output: Output, bundle: Path, key: Path) -> None:
     if output.for_people:
         rows = [("signed", short(signed.bundle))]
         rows += [("", short(delta)) for delta in signed.deltas]
-        output.pairs([*rows, ("by key", signed.fingerprint[:16])])
+        output.pairs([*rows, ("by key", signed.fingerprint[:SHOWN_DIGITS])])
         ships = shlex.quote(short((*signed.deltas, signed.bundle)[0]))
         output.next(f"edgecil-device install {ships} --require-signature PUBKEY")

@@ -15,7 +15,7 @@ from edgecil_runtime.bundle import open_bundle
 from edgecil_runtime.classifier import Classifier
 from edgecil_runtime.limits import of_process
 from edgecil_runtime.own_process import OwnProcess
-from edgecil_runtime.signatures import check_signed, load_public_key, read_signature
+from edgecil_runtime.signatures import SHOWN_DIGITS, check_signed, load_public_key, read_signature
 
 WIDTH = 80
 _WORST = 5
@@ -191,7 +191,7 @@ def show_info(result: Dict[str, Any]) -> str:
 
 def _signed(result: Dict[str, Any]) -> str:
     if result["signed_by"]:
-        return f"by key {result['signed_by'][:16]}, verified"
+        return f"by key {result['signed_by'][:SHOWN_DIGITS]}, verified"
     return "yes, not checked: give --require-signature PUBKEY" if result["signed"] else "no"
 
 

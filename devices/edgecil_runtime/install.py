@@ -24,6 +24,7 @@ from edgecil_runtime.images import PathLike
 from edgecil_runtime.memory import format_size
 from edgecil_runtime.revision import Revision, manifest_sha256
 from edgecil_runtime.signatures import (
+    SHOWN_DIGITS,
     SIGNATURE,
     PublicKey,
     check_signature,
@@ -99,7 +100,8 @@ def install(
             return Report(package.revision, slots.current_path(), None, state.trial, False)
         _check_successor(package, slots, state, force)
         _check_space(package, slots, state)
-        say(f"verified {package.revision.folder}, {format_size(package.bytes)}")
+        signed = "" if key is None else f", signed by key {key.fingerprint[:SHOWN_DIGITS]}"
+        say(f"verified {package.revision.folder}, {format_size(package.bytes)}{signed}")
         old, state = state, state.without_spare()
         if old != state:
             slots.write(state)

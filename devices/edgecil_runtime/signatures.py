@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SIGNATURE = "manifest.sig"
 SIGNATURE_BYTES = 64  # RFC 8032, section 5.1.6
 MAX_KEY_BYTES = 10_000
+SHOWN_DIGITS = 16
+"""As many digits of a fingerprint as people compare."""
 _PURPOSE = "edgecil bundle signature v1\0"  # a signature made for anything else never fits
 
 
@@ -126,7 +128,7 @@ def check_signature(
     """
     from cryptography.exceptions import InvalidSignature
 
-    short = key.fingerprint[:16]
+    short = key.fingerprint[:SHOWN_DIGITS]
     if signature is None:
         raise BundleError(
             f"{os.fspath(source)}: is not signed, expected a signature by key {short}",

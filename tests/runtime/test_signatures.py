@@ -82,7 +82,9 @@ def check_refused(place, source, words, key="ours.key.pub", error=BundleError):
 def test_signed_bundles_and_deltas_are_installed_and_keep_their_signatures(place):
     delta, device, key = place / "toy-v2-from-v1.delta", place / "device", place / "ours.key.pub"
     assert Slots(device).current_path().joinpath(SIGNATURE).stat().st_size == 64
-    report = install(delta, device, require_signature=key)
+    said = []
+    report = install(delta, device, require_signature=key, say=said.append)
+    assert said[0].endswith(f"signed by key {load_public_key(key).fingerprint[:16]}")
     assert report.revision.version == 2
     assert files_of(report.path) == files_of(place / "toy-v2")
     assert Slots(device).rollback().revision.version == 1
