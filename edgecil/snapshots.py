@@ -106,7 +106,7 @@ class History:
     skip: int = 0
     auxiliary: bool = False
     """Whether there is an auxiliary head, whose rows are kept too."""
-    finetune_lr: float = 0.2
+    finetune_lr: float = 1.0
     """Learning rate of the fine-tuning after pruning, as a part of the training's."""
     decay_base_only: bool = False
     """Weight decay in the first increment only."""

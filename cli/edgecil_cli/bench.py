@@ -72,7 +72,7 @@ def bench(
         Precision, value("auto (by timing), float32 or bfloat16.", "NAME", EXPERT)
     ] = Precision.auto,
 ) -> None:
-    """Compare methods under a protocol: accuracy, forgetting, bytes."""
+    """Compare methods under a protocol that can be repeated."""
     output = Output("bench", as_json=as_json, quiet=quiet)
     if protocol is None:
         _list(output)

@@ -222,8 +222,9 @@ class Model:
 
     def exceeded(self, doing: str, error: BaseException) -> MemoryLimitError:
         """Return the error that says what happened and what to try."""
-        # The prediction said it would fit and it did not: ask for a quarter more.
-        now = memory.usage()
+        # The prediction said it would fit and it did not: ask for a quarter more. In somebody
+        # else's process the limit is on what we add, and its peak says nothing about that.
+        now = None if self._process is None else memory.usage()
         known = max(self.need.total, self._limit or 0, now.peak if now else 0)
         return MemoryLimitError(
             f"out of memory while {doing} (predicted {memory.format_size(self.need.total)}: "

@@ -33,7 +33,7 @@ class Options:
     alpha: float = option(0.5, "weight of the ground truth in it (eq. (3))", low=0.0)
     reduction: Literal["sum", "mean"] = option("sum", REDUCTION_HELP, choices=REDUCTIONS)
     finetune_lr: float = option(
-        0.2, "learning rate after pruning, as a part of the training's", low=0.0
+        1.0, "learning rate after pruning, as a part of the training's", low=0.0
     )
     decay_base_only: bool = option(False, "weight decay in the first increment only (paper)")
 

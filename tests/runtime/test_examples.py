@@ -31,12 +31,18 @@ def run(name, *words):
     )  # fmt: skip
 
 
+def hear_interrupts():
+    """Undo what a shell does to jobs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(name, *words):
     """Start an example and stop it by Ctrl-C at the end."""
     process = subprocess.Popen(
         [sys.executable, EXAMPLES / name, *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=hear_interrupts,
     )  # fmt: skip
     try:
         yield process
