@@ -22,7 +22,7 @@ from edgecil_runtime.delta import apply_delta, is_delta, read_delta
 from edgecil_runtime.errors import BundleError, InputError, MemoryLimitError, UpdateError
 from edgecil_runtime.images import PathLike
 from edgecil_runtime.memory import format_size
-from edgecil_runtime.revision import Revision, manifest_sha256
+from edgecil_runtime.revision import Revision
 from edgecil_runtime.signatures import (
     SHOWN_DIGITS,
     SIGNATURE,
@@ -225,9 +225,13 @@ def _fill(folder: Path, package: Package, key: Optional[PublicKey]) -> Path:
     package.write(path)
     if key is not None:  # once more: the source may be another one than a moment ago
         check_signed(path, key)
-    open_bundle(path)
-    if manifest_sha256(path) != package.revision.manifest_sha256:
-        raise BundleError(f"{path}: changed while it was copied", hint="copy the bundle again")
+    bundle = open_bundle(path)
+    # Name and version, too: a delta must not announce an old, once signed bundle as a new one.
+    if Revision.of(path, bundle.manifest) != package.revision:
+        raise BundleError(
+            f"{path}: is not the bundle that was announced; was it changed while it was copied?",
+            hint="copy it again",
+        )
     return path
 
 

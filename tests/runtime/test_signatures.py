@@ -241,6 +241,19 @@ def test_a_delta_to_another_bundle_of_that_name_is_not_signed_along(place, toy):
     assert (place / "again" / "toy-v2-from-v1.delta").read_bytes() == data
 
 
+def test_a_signed_older_version_cannot_pose_as_a_newer_one(place):
+    device, key = place / "device", place / "ours.key.pub"
+    install(place / "toy-v2", device, require_signature=key)
+    old, new = open_bundle(place / "toy-v1"), open_bundle(place / "toy-v2")
+    report = make_delta(new, old, place)
+    back, data = read_delta(report.path), report.path.read_bytes()
+    header = encode_header(back._replace(target=back.target._replace(version=3)))
+    report.path.write_bytes(resealed(header + data[back.start :], len(header)))
+    with pytest.raises(BundleError, match="is not the bundle that was announced"):
+        install(report.path, device, require_signature=key)
+    assert Slots(device).state().revision.version == 2
+
+
 def test_a_delta_made_of_a_signed_bundle_is_signed(place):
     report = make_delta(open_bundle(place / "toy-v1"), open_bundle(place / "toy-v2"), place)
     assert read_delta(report.path).signature == (place / "toy-v2" / SIGNATURE).read_bytes()
