@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from edgecil.data.images import ImageSet
+from edgecil.data.images import Batch, ImageSet
+from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import Field
-from edgecil.method import Context, ModuleSpec, Origin
+from edgecil.method import Context, ModuleSpec, Origin, Term, Terms, ce_span
 
 FIELD = Field("importance", "backbone", "how much every weight of the backbone matters")
 MEMORY = 256 << 20
@@ -112,11 +113,20 @@ def _springs(ctx: Context) -> Springs:
 SPRINGS = ModuleSpec("springs", _springs)
 
 
-def pull(ctx: Context) -> Tensor:
-    """Return the penalty of the kept importance, anchored at the network learned before."""
-    springs = ctx.modules[SPRINGS.name]
-    assert isinstance(springs, Springs)
-    return penalty(ctx.net, ctx.teachers["previous"], springs.importance)
+def pulled_step(stiffness: float, ce_scope: str, ctx: Context, batch: Batch) -> Terms:
+    """Return the cross-entropy on new images and the pull towards the old weights.
+
+    The pull is that of the kept importance, anchored at the network learned before.
+    """
+    logits = ctx.net(batch.images).logits
+    span = ce_span(ctx, ce_scope)
+    terms = {"classification": Term(cross_entropy(logits, batch.labels, span))}
+    if ctx.classes.old:
+        springs = ctx.modules[SPRINGS.name]
+        assert isinstance(springs, Springs)
+        pull = penalty(ctx.net, ctx.teachers["previous"], springs.importance)
+        terms["pull"] = Term(pull, stiffness, to=("backbone",))
+    return terms
 
 
 def keep(ctx: Context, measured: Mapping[str, Tensor], old_share: float, new_share: float) -> None:

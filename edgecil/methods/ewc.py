@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from edgecil.data.images import Batch
-from edgecil.importance import FIELD, SPRINGS, fisher, keep, needs_importance, pull
-from edgecil.losses.classification import cross_entropy
-from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase, previous_net
+from edgecil.importance import FIELD, SPRINGS, fisher, keep, needs_importance, pulled_step
+from edgecil.method import Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
 
@@ -27,17 +25,6 @@ class Options:
     )
 
 
-def step(options: Options, ctx: Context, batch: Batch) -> Terms:
-    """Return the cross-entropy on new images and the pull towards the old weights."""
-    logits = ctx.net(batch.images).logits
-    span = ce_span(ctx, options.ce_scope)
-    terms = {"classification": Term(cross_entropy(logits, batch.labels, span))}
-    if ctx.classes.old:
-        # Kirkpatrick et al. 2017, eq. (3).
-        terms["consolidation"] = Term(pull(ctx), options.strength / 2, to=("backbone",))
-    return terms
-
-
 def remember(ctx: Context) -> None:
     """Keep the mean Fisher information over all classes so far, each class counting alike."""
     share = ctx.classes.old / ctx.classes.seen
@@ -48,7 +35,8 @@ def recipe(options: Options) -> Recipe:
     """Return the recipe of EWC."""
     return Recipe(
         "ewc",
-        phases=one_phase(partial(step, options)),
+        # Kirkpatrick et al. 2017, eq. (3).
+        phases=one_phase(partial(pulled_step, options.strength / 2, options.ce_scope)),
         fields=(FIELD,),
         modules=(SPRINGS,),
         teachers=previous_net,

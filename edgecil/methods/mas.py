@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from edgecil.data.images import Batch
-from edgecil.importance import FIELD, SPRINGS, keep, needs_importance, pull, sensitivity
-from edgecil.losses.classification import cross_entropy
-from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase, previous_net
+from edgecil.importance import FIELD, SPRINGS, keep, needs_importance, pulled_step, sensitivity
+from edgecil.method import Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
 
@@ -27,17 +25,6 @@ class Options:
     )
 
 
-def step(options: Options, ctx: Context, batch: Batch) -> Terms:
-    """Return the cross-entropy on new images and the pull towards the old weights."""
-    logits = ctx.net(batch.images).logits
-    span = ce_span(ctx, options.ce_scope)
-    terms = {"classification": Term(cross_entropy(logits, batch.labels, span))}
-    if ctx.classes.old:
-        # Aljundi et al. 2018, eq. (4).
-        terms["sensitivity"] = Term(pull(ctx), options.strength, to=("backbone",))
-    return terms
-
-
 def remember(ctx: Context) -> None:
     """Keep the sum of the importance over all increments."""
     keep(ctx, sensitivity(ctx, ctx.sets["new"]), 1.0, 1.0)
@@ -47,7 +34,8 @@ def recipe(options: Options) -> Recipe:
     """Return the recipe of MAS."""
     return Recipe(
         "mas",
-        phases=one_phase(partial(step, options)),
+        # Aljundi et al. 2018, eq. (4).
+        phases=one_phase(partial(pulled_step, options.strength, options.ce_scope)),
         fields=(FIELD,),
         modules=(SPRINGS,),
         teachers=previous_net,
