@@ -4,7 +4,7 @@ ResNet-32 on CIFAR-100, ten classes and then ten more, each method by itself. Bo
 exported as int8; sizes are those of all files of the new bundle, given the old one::
 
     EDGECIL_TEST_DATA=.../cifar100 python tests/benchmarks/delta_sizes.py \
-        --methods finetune,lwm,icarl,ncm --out docs/results/delta-sizes.json
+        --methods finetune,lwm,icarl,ncm,m2kd --out docs/results/delta-sizes.json
 
 ``--work DIR`` keeps the workspaces, and takes those that are there already.
 """
@@ -25,9 +25,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from quick_protocol import class_order, hardware, unpack
+from cifar import class_order, unpack
 
 import edgecil
+from edgecil.bench.runner import hardware
 from edgecil.exporting.delta import compressed, make_delta
 from edgecil.workspace import Workspace
 from edgecil_runtime.bundle import open_bundle
@@ -107,7 +108,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Train what is missing, measure all, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default="finetune,lwm,icarl,ncm")
+    parser.add_argument("--methods", default="finetune,lwm,icarl,ncm,m2kd")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)

@@ -28,10 +28,10 @@ import numpy as np
 import onnxruntime
 import torch
 from PIL import Image
-from quick_protocol import hardware
 
 import edgecil
 import edgecil_runtime
+from edgecil.bench.runner import hardware
 from edgecil.exporting.versions import export_version
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec

@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import toys
-from quick_protocol import hardware
 
+from edgecil.bench.runner import hardware
 from edgecil.data.disk import DiskPixels, PixelFile
 from edgecil.data.images import ImageSet
 from edgecil.data.resident import place

@@ -23,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import toys
-from quick_protocol import hardware
 
+from edgecil.bench.runner import hardware
 from edgecil.engine.compute import Compute, pick_device, time_precision
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun, Session

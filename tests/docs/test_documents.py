@@ -11,6 +11,7 @@ import toys
 import typer
 
 from edgecil import registry
+from edgecil.bench import results
 from edgecil.engine import increment
 from edgecil_cli.app import app
 
@@ -57,6 +58,12 @@ def test_the_methods_of_the_readme_are_the_methods_there_are():
     text = (ROOT / "README.md").read_text()
     named = re.findall(r"^\| `([a-z0-9-]+)` \|", text, flags=re.MULTILINE)
     assert sorted(named) == sorted(registry.methods())
+
+
+@pytest.mark.parametrize("folder", ["quick", "quick-mirrored"])
+def test_the_tables_of_the_readme_are_made_from_the_results(folder):
+    found = results.load(ROOT / "docs" / "results" / folder)
+    assert results.markdown(found) in (ROOT / "README.md").read_text()
 
 
 def test_the_method_of_the_guide_learns(tmp_path, monkeypatch):
