@@ -1,5 +1,7 @@
 """Installing as a fleet does it: every step can fail, the power can go, the disk can be full."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -9,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgecil_runtime import cli
 from edgecil_runtime.bundle import MODEL
 from edgecil_runtime.classifier import Classifier
 from edgecil_runtime.errors import BundleError, InputError, MemoryLimitError, UpdateError
@@ -56,12 +60,25 @@ def files_of(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def run(*words, **options):
-    environment = {**os.environ, "PYTHONPATH": str(DEVICES), **options.pop("extra", {})}
-    command = [sys.executable, "-m", "edgecil_runtime", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment, **options
-    )
+@dataclass(frozen=True)
+class Answer:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*words, extra=None):
+    """Call the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    before = dict(os.environ)
+    os.environ.update({name: str(value) for name, value in (extra or {}).items()})
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main([str(word) for word in words])
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return Answer(code, out.getvalue(), err.getvalue())
 
 
 def test_commands_from_install_to_rollback(bundles, tmp_path):
@@ -247,7 +264,11 @@ def limited_install(bundle, root, bytes_per_file):
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, bytes_per_file))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    return run("install", bundle, "--root", root, preexec_fn=limit)
+    return subprocess.run(
+        [sys.executable, "-m", "edgecil_runtime", "install", bundle, "--root", root],
+        capture_output=True, text=True, timeout=120, preexec_fn=limit,
+        env={**os.environ, "PYTHONPATH": str(DEVICES)},
+    )  # fmt: skip
 
 
 def test_a_disk_that_is_full_in_the_middle(root, bundles):
