@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import Namespace
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from edgecil_runtime.errors import RuntimeFault
 from edgecil_runtime.install import install as install_package
@@ -73,18 +73,26 @@ def show_status(result: Dict[str, Any]) -> str:
     current, previous = result["current"], result["previous"]
     if current is None:
         root = shlex.quote(result["root"])
-        return f"nothing is installed\n\nnext: edgecil-device install BUNDLE --root {root}"
+        lines = ["nothing is installed", *_events(result), ""]
+        return "\n".join([*lines, f"next: edgecil-device install BUNDLE --root {root}"])
     trial = f"on trial, start {result['attempts']} of {result['max_attempts']}"
     lines = [
         f"current   {_described(current)}, {trial if result['trial'] else 'committed'}",
         f"previous  {_described(previous) if previous else 'none: no way back'}",
         f"path      {current['path']}",
-        "",
     ]
+    if current["problem"]:
+        way = "edgecil-device rollback, or " if previous and not previous["problem"] else ""
+        lines += [f"problem   {current['problem']}", f"next: {way}install the bundle again"]
+    return "\n".join([*lines, "", *_events(result)])
+
+
+def _events(result: Dict[str, Any]) -> List[str]:
+    lines = []
     for event in result["history"][-_SHOWN_EVENTS:]:
         detail = f": {event['detail']}" if event["detail"] else ""
         lines.append(_cut(f"{event['time']}  {event['event']} {event['bundle']}{detail}"))
-    return "\n".join(lines)
+    return lines
 
 
 def commit(options: Namespace) -> Dict[str, Any]:

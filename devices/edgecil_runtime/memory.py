@@ -152,6 +152,10 @@ def parse_size(value: Union[str, int]) -> int:
     size = round(float(match[1]) * _UNITS[match[2].lower()])
     if size < 1:
         raise InputError(f"{value!r}: a memory limit must be positive", hint="try 96MB")
+    if isinstance(value, str) and not match[2] and size < _UNITS["mb"]:
+        raise InputError(
+            f"{value!r}: a memory limit of {size} bytes", hint=f"did you mean {value.strip()}MB?"
+        )
     return size
 
 

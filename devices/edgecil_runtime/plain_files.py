@@ -30,9 +30,10 @@ def read_plain_file(path: Path, most: int) -> bytes:
     with open_plain(path) as (file, status):
         if status.st_size > most:
             raise BundleError(f"{path}: {status.st_size} bytes, at most {most} allowed")
-        data: bytes = file.read(most + 1)  # it may have grown since
-    if len(data) > most:
-        raise BundleError(f"{path}: at most {most} bytes allowed")
+        # Not most + 1: a buffer of that size would be made, however small the file is.
+        data: bytes = file.read(status.st_size + 1)
+    if len(data) > status.st_size:
+        raise BundleError(f"{path}: grew while it was read")
     return data
 
 

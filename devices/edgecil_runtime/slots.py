@@ -274,9 +274,10 @@ class Slots:
 
         Raises:
             UpdateError: nothing is installed, or another process does not end its work.
+            BundleError: the files of the current version are damaged.
             OSError: the state cannot be written.
         """
-        self._installed(self.state())
+        self.verified(*self._installed(self.state()))
         return self._update(State.committed)
 
     def rollback(self, reason: str = "asked for") -> State:

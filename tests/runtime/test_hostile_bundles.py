@@ -133,7 +133,7 @@ def test_a_file_that_grows_while_it_is_read(own, monkeypatch):
     with pytest.raises(BundleError, match="at most"):
         bundles.read_plain_file(own / MANIFEST, size - 1)
     monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((0o100644, *[0] * 9)))
-    with pytest.raises(BundleError, match="at most 10 bytes"):
+    with pytest.raises(BundleError, match="grew while"):
         bundles.read_plain_file(own / MANIFEST, 10)
 
 
