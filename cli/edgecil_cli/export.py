@@ -123,11 +123,12 @@ def _show(output: Output, report: ExportReport, path: Path) -> None:
     rows = [*_size(report), *_gates(report), *_cost(report), ("path", short(path))]
     output.pairs([*rows, *_target(report), *_delta(report)])
     where = shlex.quote(short(path))
+    limit = "96MB" if report.target is None else f"{report.target.memory // 10**6}MB"
     ships = where if report.delta is None else shlex.quote(short(report.delta.path.absolute()))
     output.next(
         f"edgecil-device install {ships}",
         f"edgecil-device info {where}",
-        f"edgecil-device evaluate {where} test-images/ --memory-limit 96MB",
+        f"edgecil-device evaluate {where} test-images/ --memory-limit {limit}",
     )
 
 

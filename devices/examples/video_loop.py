@@ -1,7 +1,7 @@
 """Name what a camera sees, from the newest frame: python video_loop.py BUNDLE SOURCE
 
-SOURCE is a camera number or video file (with OpenCV installed), a folder of images, or
-"synthetic". When the model is slower, frames are dropped: a queue would fill the memory.
+SOURCE is a camera number or video file (pip install opencv-python-headless), a folder of images,
+or "synthetic". When the model is slower, frames are dropped: a queue would fill the memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ class Latest:
     """Holds one frame: a newer one replaces a frame that nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.dropped = 0
-        self._frame: Optional[Any] = None
-        self._ended = False
+        self.dropped, self.problem = 0, ""
+        self._frame, self._ended = None, False
         self._changed = threading.Condition()
 
     def put(self, frame: Any, last: bool = False) -> None:
@@ -49,24 +48,25 @@ def frames(source: str) -> Iterator[Any]:
     while source == "synthetic":
         yield np.random.randint(0, 256, (480, 640, 3), dtype=np.uint8)
     if Path(source).is_dir():
-        files = sorted(Path(source).rglob("*"))
-        yield from (read_image(path) for path in files if is_image_name(path.name))
+        yield from (read_image(p) for p in sorted(Path(source).rglob("*")) if is_image_name(p.name))
         return
     import cv2
 
     video = cv2.VideoCapture(int(source) if source.isdigit() else source)
-    good, frame = video.read()
-    while good:
+    if not video.isOpened():
+        raise OSError(f"{source}: cannot be opened")
+    while (frame := video.read()[1]) is not None:
         yield frame[:, :, ::-1]  # OpenCV has blue first
-        good, frame = video.read()
 
 
-def feed(latest: Latest, source: str, rate: float, most: Optional[int]) -> None:
-    """Put frames at ``rate`` a second, as a camera does."""
+def feed(latest: Latest, options: argparse.Namespace) -> None:
+    """Put frames at a constant rate, as a camera does."""
     try:
-        for frame in itertools.islice(frames(source), most):
+        for frame in itertools.islice(frames(options.source), options.frames):
             latest.put(frame)
-            time.sleep(1 / rate)
+            time.sleep(1 / options.rate)
+    except (ImportError, OSError, RuntimeFault) as error:
+        latest.problem = str(error)
     finally:
         latest.put(None, last=True)
 
@@ -81,8 +81,7 @@ def main() -> None:
     options, latest, done, shown = parser.parse_args(), Latest(), 0, ""
     try:
         classifier = Classifier(options.bundle, memory_limit="128MB")
-        camera = (latest, options.source, options.rate, options.frames)
-        threading.Thread(target=feed, args=camera, daemon=True).start()
+        threading.Thread(target=feed, args=(latest, options), daemon=True).start()
         while (frame := latest.take()) is not None:
             found, done = classifier.predict(frame), done + 1
             if found.label != shown:  # not the same thing 30 times a second
@@ -93,6 +92,7 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
     print(f"{done} frames predicted, {latest.dropped} dropped", file=sys.stderr)
+    sys.exit(f"error: {latest.problem}" if latest.problem else 0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,12 @@ def test_a_video_of_a_bad_bundle(images):
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stdout == ""
 
 
+def test_a_video_that_is_not_there(colour, tmp_path):
+    done = run("video_loop.py", colour, tmp_path / "none.mp4")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
 @pytest.fixture
 def service(colour):
     """The port of a running HTTP service."""
@@ -157,6 +164,7 @@ def test_hot_swap_misses_no_request(colour, images, tmp_path):
         assert process.stdout.readline() == "now toy-v2\n"
         subprocess.run([*device, str(newer)], check=True, env=environment(), capture_output=True)
         assert process.stdout.readline() == "now toy-v3\n"
+        time.sleep(1.0)  # until the new version has been asked, too
     answered = dict(line.split(" answered ") for line in process.stdout.read().splitlines())
     assert set(answered) == {"toy-v2", "toy-v3"} and all(int(n) > 0 for n in answered.values())
     assert process.returncode == 0 and process.stderr.read() == ""
