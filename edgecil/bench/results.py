@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
 
+# Student's t at 0.975 for 1, 2, ... degrees of freedom.
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 ORACLE = "joint"
 """The method whose runs are the offline accuracies of Omega."""
 
@@ -99,6 +102,28 @@ def summaries(results: Sequence[Result]) -> list[Summary]:
         groups.setdefault(result["name"], []).append(result)
     made = [Summary(n, tuple(runs)) for n, runs in groups.items()]
     return sorted(made, key=lambda s: -(s.mean("average") or 0))
+
+
+def paired(
+    results: Sequence[Result], first: str, second: str, measure: str = "final"
+) -> tuple[float, float]:
+    """Return the mean difference of two methods over the seeds that both have, and its margin.
+
+    The margin is half of the 95 % interval of Student's t; infinite for a single seed.
+
+    Raises:
+        DataError: they have no seed in common.
+    """
+    of = {(r["name"], r["seed"]): r[measure] for r in results}
+    seeds = sorted(seed for name, seed in of if name == first and (second, seed) in of)
+    if not seeds:
+        raise DataError(f"{first} and {second} have no seed in common")
+    differences = [of[first, seed] - of[second, seed] for seed in seeds]
+    count = len(seeds)
+    if count == 1:
+        return differences[0], math.inf
+    quantile = _T975[min(count - 1, len(_T975)) - 1]
+    return statistics.fmean(differences), quantile * statistics.stdev(differences) / count**0.5
 
 
 def markdown(results: Sequence[Result], published: Mapping[str, Published] | None = None) -> str:

@@ -18,7 +18,7 @@ from edgecil.bench import layouts, pool, results
 from edgecil.bench.protocol import Protocol, Published
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.engine import loop
-from edgecil.errors import Interrupted, UsageError
+from edgecil.errors import DataError, Interrupted, UsageError
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = Protocol(
@@ -223,3 +223,14 @@ class TestTable:
         lines = results.markdown(results.load(tmp_path), paper).splitlines()
         assert len(lines) == 4
         assert lines[3].split(" | ")[:4] == ["| published: MFGR Table 5", "88.0", "44.0", "66.0"]
+
+    def test_a_difference_is_paired_over_the_seeds_that_both_have(self, tmp_path):
+        rows = [self.result("lwm", s, [0.9, v]) for s, v in ((0, 0.50), (1, 0.56), (2, 0.52))]
+        rows += [self.result("lwf", s, [0.9, v]) for s, v in ((0, 0.48), (1, 0.52), (3, 0.1))]
+        self.write(tmp_path, rows)
+        found = results.load(tmp_path)
+        mean, margin = results.paired(found, "lwm", "lwf")
+        assert mean == pytest.approx(0.03)  # 2 and 4 points
+        assert margin == pytest.approx(12.706 * 0.01, rel=1e-3)  # s / sqrt(2) is 1 point
+        with pytest.raises(DataError, match="no seed in common"):
+            results.paired(found, "lwm", "icarl")
