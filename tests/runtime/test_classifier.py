@@ -308,7 +308,11 @@ def test_images_beyond_what_the_limit_leaves(colour, tmp_path):
 def test_parse_size():
     parse = runtime_memory.parse_size
     assert parse("96MB") == 96_000_000 and parse("1.5 MiB") == 1_572_864
-    assert parse(" 600kB ") == 600_000 and parse(5) == 5 and parse("7") == 7
+    assert parse(" 600kB ") == 600_000 and parse(5) == 5
+    assert parse("7000000") == 7_000_000
+    with pytest.raises(InputError, match="96 bytes") as error:
+        parse("96")
+    assert error.value.hint == "did you mean 96MB?"
 
 
 def test_usage_of_this_process():
