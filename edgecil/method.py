@@ -175,18 +175,22 @@ class Context:
         return split_validation(images.labels, fraction, self.stream(key))
 
     @torch.no_grad()
-    def features(self, images: ImageSet, *, mirror: bool = False) -> Tensor:
+    def features(
+        self, images: ImageSet, *, mirror: bool = False, teacher: str | None = None
+    ) -> Tensor:
         """Return the student's float32 features ``(N, D)`` of a set in eval mode, in one pass.
 
-        With ``mirror`` those of the horizontally flipped images.
+        With ``mirror`` those of the horizontally flipped images; with ``teacher`` those of that
+        teacher instead.
         """
-        training = self.net.training
-        self.net.eval()
+        net = self.net if teacher is None else self.teachers[teacher]
+        training = net.training
+        net.eval()
         parts = []
         for batch in self.loader(images):
             with self.autocast():
-                parts.append(self.net(batch.flip(3) if mirror else batch).features.float())
-        self.net.train(training)
+                parts.append(net(batch.flip(3) if mirror else batch).features.float())
+        net.train(training)
         return torch.cat(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgecil.data.images import ImageSet, concat
 from edgecil.exemplars import herding
@@ -44,7 +44,7 @@ def balanced(ctx: Context) -> ImageSet:
     if not len(kept):
         return new
     count = int(torch.bincount(kept.labels.cpu(), minlength=ctx.classes.old).min())
-    features = features_of(ctx, ctx.teachers[TRAINED], new).cpu()
+    features = ctx.features(new, teacher=TRAINED).cpu()
     labels, rows = new.labels.cpu(), []
     for label in range(ctx.classes.old, ctx.classes.seen):
         mine = torch.nonzero(labels == label)[:, 0]
@@ -60,13 +60,3 @@ def first_of_each(labels: Tensor, count: int) -> Tensor:
         mine = labels == label
         ranks[mine] = torch.arange(int(mine.sum()), device=labels.device)
     return torch.nonzero(ranks < count)[:, 0]
-
-
-@torch.no_grad()
-def features_of(ctx: Context, net: nn.Module, images: ImageSet) -> Tensor:
-    """Return the float32 features ``(N, D)`` of a set by a network in eval mode."""
-    parts = []
-    for batch in ctx.loader(images):
-        with ctx.autocast():
-            parts.append(net(batch).features.float())
-    return torch.cat(parts)

@@ -93,18 +93,11 @@ def _in_child(bundle: Bundle, folder: Path, deadline: float) -> str:
     """Return the version of the onnxruntime that wrote model and weights into ``folder``."""
     import subprocess  # here, because an app that only predicts needs none of this
 
-    from edgecil_runtime.spawn import child_command, child_environment, last_words
+    from edgecil_runtime.spawn import last_words, run_child
 
     module = "edgecil_runtime.baking_worker"
     try:
-        done = subprocess.run(
-            [*child_command(module), str(bundle.model_path), str(folder), WEIGHTS],
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=deadline,
-            check=False,
-        )
+        done = run_child(module, str(bundle.model_path), str(folder), WEIGHTS, deadline=deadline)
     except subprocess.TimeoutExpired:
         raise BundleError(f"{bundle.model_path}: not baked in {deadline:g} s") from None
     if done.returncode:

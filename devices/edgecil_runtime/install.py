@@ -33,7 +33,7 @@ from edgecil_runtime.signatures import (
     read_signature,
 )
 from edgecil_runtime.slots import Slots, State
-from edgecil_runtime.spawn import child_command, child_environment, last_words
+from edgecil_runtime.spawn import last_words, run_child
 
 SELFTEST_SECONDS = 120.0
 """A self-test that takes longer has failed; a slow board with a large model needs some 20 s."""
@@ -246,17 +246,10 @@ def _bake(bundle: Path, say: Say) -> None:
 
 def _selftest(bundle: Path, memory_limit: Union[str, int, None], deadline: float) -> None:
     """Do nothing when the bundle passes its self-test in a process of its own."""
-    command = [*child_command("edgecil_runtime"), "selftest", str(bundle.absolute()), "--json"]
-    command += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
+    arguments = ["selftest", str(bundle.absolute()), "--json"]
+    arguments += [] if memory_limit is None else ["--memory-limit", str(memory_limit)]
     try:
-        done = subprocess.run(
-            command,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=deadline,
-            check=False,
-        )
+        done = run_child("edgecil_runtime", *arguments, deadline=deadline)
     except subprocess.TimeoutExpired:
         raise BundleError(f"{bundle.name}: self-test: no answer in {deadline:g} s") from None
     if done.returncode:

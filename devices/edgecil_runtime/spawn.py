@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import Dict, List
 
@@ -30,6 +31,22 @@ def child_environment() -> Dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "1",
     }
+
+
+def run_child(module: str, *arguments: str, deadline: float) -> subprocess.CompletedProcess[bytes]:
+    """Return how a child ended that runs ``module``; what it wrote is in it.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end within ``deadline`` seconds, and was killed.
+    """
+    return subprocess.run(
+        [*child_command(module), *arguments],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=deadline,
+        check=False,
+    )
 
 
 def last_words(status: int, stderr: bytes = b"") -> str:

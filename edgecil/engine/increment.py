@@ -97,7 +97,7 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         previous=freeze(previous.net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if previous
         else None,
-        previous_rule=previous.rule if previous else None,
+        previous_rule=freeze(previous.rule).to(device) if previous else None,
         kept=previous.kept if previous else Store(()),
         keeps=Store(task.recipe.fields),
         sets=sets,

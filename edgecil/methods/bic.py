@@ -121,16 +121,17 @@ def rule(options: Options, ctx: Context) -> Rule:
     The network is frozen and the images are not changed, so their logits are constants.
     """
     old, seen = ctx.classes.old, ctx.classes.seen
-    before = pairs(ctx, options.pairs) or CorrectedRule.identity(old)
+    before = pairs(ctx, options.pairs) or CorrectedRule.identity(old).to(ctx.device)
     pair = torch.tensor([1.0, 0.0], dtype=torch.float64)
     images = part(ctx, held_out=True)
     counts = torch.bincount(images.labels.cpu(), minlength=seen)
     if old and int(counts.min()):
         chosen = images.subset(first_of_each(images.labels, int(counts.min())))
         with torch.no_grad():
-            logits = ctx.net.head(ctx.features(chosen))[:, :seen].double().cpu()
-        logits[:, :old] = logits[:, :old] * before.scale.double().cpu() + before.shift.cpu()
-        pair = fit(options, logits, chosen.labels.cpu(), slice(old, seen))
+            features = ctx.features(chosen)
+            logits = ctx.net.head(features)[:, :seen]
+            logits = torch.cat([before(features, logits), logits[:, old:]], dim=1)
+        pair = fit(options, logits, chosen.labels, slice(old, seen))
         ctx.note(f"bias correction: alpha {pair[0]:.3f}, beta {pair[1]:.3f}")
     elif old:
         ctx.note("no held-out image of some class: the bias is not corrected")
