@@ -135,7 +135,8 @@ def _manifest(
     # The classes count no images and no bytes here: what later increments add up is theirs.
     training: dict[str, Any] = {
         "preset": None, "new_images": 0, "new_images_per_class": [0] * len(names),
-        "new_image_bytes": 0, "seconds": 0.0, "images_per_second": 0.0, "memory_bytes": {},
+        "new_image_bytes": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0,
+        "images_per_second": 0.0, "memory_bytes": {},
     }  # fmt: skip
     budget = {"bytes": None, "per_class": DEFAULT_PER_CLASS, "total": None}
     return VersionManifest(

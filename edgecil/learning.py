@@ -218,7 +218,7 @@ def _manifest(
 ) -> VersionManifest:  # fmt: skip
     request, groups = job.request, job.task.classes.groups
     increments = [i for i, n in enumerate(groups, start=1) for _ in range(n)]
-    rate = outcome.images / outcome.seconds if outcome.seconds else 0.0
+    clock = outcome.clock
     kept = model.kept.report()
     return VersionManifest(
         version=workspace.next_version(),
@@ -248,8 +248,10 @@ def _manifest(
             "new_images": len(job.images.new),
             "new_images_per_class": job.class_sizes[job.task.classes.old :],
             "new_image_bytes": job.images.file_bytes,
-            "seconds": outcome.seconds,
-            "images_per_second": rate,
+            "images": outcome.images,
+            "seconds": clock.seconds,
+            "cpu_seconds": clock.cpu_seconds,
+            "images_per_second": outcome.images / max(clock.seconds, 1e-9),
             "memory_bytes": dict(outcome.training_bytes),
             "peak_rss_bytes": peak_memory()["peak_rss_bytes"],
             **session.compute.to_json(),

@@ -159,7 +159,8 @@ def _show(output: Output, results: list[Result]) -> None:
         [
             row.name, percent(row.mean("final")), percent(row.mean("average")),
             percent(row.mean("forgetting")), format_bytes(row.kept_bytes),
-            f"{row.mean('images_per_second'):.0f}", str(row.seeds),
+            "—" if row.images_per_second is None else f"{row.images_per_second:.0f}",
+            str(row.seeds),
         ]
         for row in summaries(results)
     ]  # fmt: skip

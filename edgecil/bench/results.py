@@ -83,6 +83,21 @@ class Summary:
         """Most bytes kept after the last increment."""
         return int(max(r["kept_bytes"][-1] for r in self.runs))
 
+    @property
+    def images_per_second(self) -> float | None:
+        """Images trained per second: on a CPU, of the time that one core spent on them.
+
+        Runs that share cores wait for each other; what a core spends on an image stays the same.
+        None where a result does not count them.
+        """
+        if not all("cpu_seconds" in r for r in self.runs):
+            return None
+        clocks = (
+            "cpu_seconds" if r["training"]["device"] == "cpu" else "seconds" for r in self.runs
+        )
+        spent = sum(sum(r[clock]) for r, clock in zip(self.runs, clocks, strict=True))
+        return float(sum(sum(r["images"]) for r in self.runs) / spent)
+
     def mean(self, measure: str) -> float | None:
         """Return the mean of a measure over the seeds; None where a run does not have it."""
         values = [r[measure] for r in self.runs]
@@ -133,7 +148,8 @@ def markdown(results: Sequence[Result], published: Mapping[str, Published] | Non
     """
     classes = results[0]["classes"] if results else []
     head = [
-        "method", *(f"{n}" for n in classes), "average", "forgetting", "kept", "images/s", "seeds",
+        "method", *(f"{n}" for n in classes), "average", "forgetting", "kept", "Ω", "images/s",
+        "seeds",
     ]  # fmt: skip
     rows = []
     for summary in summaries(results):
@@ -150,7 +166,8 @@ def _cells(row: Summary) -> list[str]:
         _percent(row, "average"),
         _percent(row, "forgetting"),
         f"{row.kept_bytes / 1e6:.2f} MB" if row.kept_bytes else "0",
-        f"{row.mean('images_per_second'):.0f}",
+        _number(row.mean("omega"), ".3f"),
+        _number(row.images_per_second, ".0f"),
         str(row.seeds),
     ]
 
@@ -160,7 +177,11 @@ def _printed(paper: Published, increments: int) -> list[str]:
     final = [None] * (increments - 1) + [paper.final]
     values = [*(paper.accuracy or final), paper.average, paper.forgetting_of_base]
     cells = ["—" if v is None else f"{v:.1f}" for v in values]
-    return [f"published: {paper.table}", *cells, "", "", ""]
+    return [f"published: {paper.table}", *cells, "", "", "", ""]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form)
 
 
 def _percent(row: Summary, measure: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgecil.data.images import ImageSet
 from edgecil.data.loader import evaluation_batches
 from edgecil.data.streams import stream, stream_seed
 from edgecil.engine import state
+from edgecil.engine.clock import Clock
 from edgecil.engine.events import Note, Stage
 from edgecil.engine.loop import PhaseRun, Session
 from edgecil.engine.selection import store_exemplars
@@ -49,7 +49,7 @@ class Outcome:
     """A trained increment that is not committed yet."""
 
     model: Model
-    seconds: float
+    clock: Clock
     images: int
     """Images trained on, over all epochs and phases."""
     training_bytes: Mapping[str, int]
@@ -229,12 +229,13 @@ def train(
         BudgetError: not one exemplar per class fits.
     """
     if saved is not None:
-        session.seconds, session.images = saved.seconds, saved.images
+        session.clock = Clock(saved.seconds, saved.cpu_seconds)
+        session.images = saved.images
     with torch.random.fork_rng(devices=_cuda_devices(session.compute.torch_device)):
         ctx, phases = begin(task, sets, session)
         _run_phases(ctx, task, phases, session, saved)
     _check_finite(ctx.net)
-    start = time.monotonic()
+    session.clock.start()
     ctx.net.eval()
     ctx.net.requires_grad_(False)
     per_class = None
@@ -244,10 +245,10 @@ def train(
     task.recipe.end(ctx)
     _check_budget(task, ctx.keeps)
     rule = task.recipe.rule(ctx).eval()
-    session.seconds += time.monotonic() - start
+    session.clock.count()
     model = Model(ctx.net, rule, ctx.keeps)
     largest: dict[str, Any] = dict(session.largest)
-    return Outcome(model, session.seconds, session.images, largest, per_class)
+    return Outcome(model, session.clock, session.images, largest, per_class)
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

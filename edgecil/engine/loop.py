@@ -15,6 +15,7 @@ from edgecil.data.images import Batch, ImageSet, concat
 from edgecil.data.loader import Loader
 from edgecil.data.streams import stream_seed, streams
 from edgecil.engine import state
+from edgecil.engine.clock import Clock
 from edgecil.engine.compute import Compute
 from edgecil.engine.distributed import World
 from edgecil.engine.events import Listener, PhaseStarted, Progress, ignore
@@ -45,7 +46,7 @@ class Session:
     """How often losses are read back, progress is reported and a stop is noticed."""
     folder: Path | None = None
     """Where the run state goes; None keeps nothing."""
-    seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     images: int = 0
     phases: int = 0
     """Number of phases of the increment."""
@@ -170,14 +171,16 @@ class PhaseRun:
         wanted = session.should_stop() or time.monotonic() >= session.deadline
         return session.world.any(wanted, self.ctx.device)
 
-    def save(self, step: int, seconds: float) -> None:
+    def save(self, step: int) -> None:
         """Write the run state, on the leading rank."""
         session = self.session
+        session.clock.count()
         if session.folder is not None and session.world.leads:
             state.save(
                 session.folder, self.ctx, self.optimisers.tensors(), session.first_teachers,
                 phase=self.number, step=step, compute=session.compute.to_json(),
-                seconds=session.seconds + seconds, images=session.images,
+                seconds=session.clock.seconds, cpu_seconds=session.clock.cpu_seconds,
+                images=session.images,
             )  # fmt: skip
 
     def run(self, first: int = 0) -> None:
@@ -188,6 +191,7 @@ class PhaseRun:
             Interrupted: a stop was asked for; the run state is saved.
         """
         session, start = self.session, time.monotonic()
+        session.clock.start()
         session.listener(
             PhaseStarted(
                 self.phase.name, self.number, session.phases, first, self.steps, self.images
@@ -204,9 +208,9 @@ class PhaseRun:
             polled = now
             self._report(step + 1, start, first, images)
             if step + 1 < self.steps and self._stop_wanted():
-                self.save(step + 1, now - start)
+                self.save(step + 1)
                 raise Interrupted("stopped; the run is saved", hint="edgecil learn --resume")
             if not ranks and now - saved >= SAVE_SECONDS:
-                self.save(step + 1, now - start)
+                self.save(step + 1)
                 saved = time.monotonic()
-        session.seconds += time.monotonic() - start
+        session.clock.count()

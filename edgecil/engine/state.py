@@ -32,6 +32,7 @@ class Saved:
     compute: dict[str, Any]
     seconds: float
     """Training time before the interruption, in seconds."""
+    cpu_seconds: float
     images: int
     """Images trained on before the interruption."""
     extra_teachers: tuple[str, ...]

@@ -48,7 +48,7 @@ def done(data, tmp_path_factory):
 
 def same(left, right):
     """Return whether two results agree in everything that is not a clock or the process."""
-    clocks = {"seconds", "images_per_second", "peak_rss_bytes"}
+    clocks = {"seconds", "cpu_seconds", "images_per_second", "peak_rss_bytes"}
     return {k: v for k, v in left.items() if k not in clocks} == {
         k: v for k, v in right.items() if k not in clocks
     }
@@ -193,7 +193,8 @@ class TestTable:
             "method": method, "options": {}, "settings": {}, "seed": seed, "classes": [2, 4],
             "protocol": "p", "accuracy": accuracy, "average": float(np.mean(accuracy)),
             "final": accuracy[-1], "forgetting": 0.1 * seed, "kept_bytes": [0, 1000],
-            "images_per_second": [100.0, 300.0], "omega": None, **more,
+            "images": [400, 400], "seconds": [9.0, 9.0], "cpu_seconds": [1.0, 3.0],
+            "training": {"device": "cpu"}, "omega": None, **more,
         }  # fmt: skip
 
     def write(self, folder, rows):
@@ -207,7 +208,16 @@ class TestTable:
         row = text.splitlines()[2].split(" | ")
         assert row[1:3] == ["90.0", "60.0"]
         assert row[3] == "75.0 ± 7.1"  # 70 and 80: sample deviation 7.07
-        assert row[6:] == ["200", "2 |"]
+        assert row[6:] == ["—", "200", "2 |"]
+
+    def test_images_per_second_are_those_of_a_core_or_of_a_gpu(self, tmp_path):
+        gpu = {"training": {"device": "cuda:0"}}
+        old = self.result("icarl", 0, [0.9, 0.5])
+        del old["cpu_seconds"]
+        self.write(tmp_path, [self.result("lwm", 0, [0.9, 0.5]),
+                              self.result("lwf", 0, [0.9, 0.5], **gpu), old])  # fmt: skip
+        found = {s.name: s.images_per_second for s in results.summaries(results.load(tmp_path))}
+        assert found == {"lwm": 200.0, "lwf": 800 / 18, "icarl": None}
 
     def test_omega_is_the_mean_share_of_the_oracle_of_the_same_seed(self, tmp_path):
         rows = [self.result("joint", 0, [0.9, 0.8]), self.result("lwm", 0, [0.9, 0.4]),

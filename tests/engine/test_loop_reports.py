@@ -91,7 +91,7 @@ def test_the_state_is_saved_from_time_to_time(tmp_path, monkeypatch):
 def test_a_state_that_cannot_be_written_or_read(tmp_path):
     run = phase_run(session=toys.session(folder=tmp_path / "gone"))
     with pytest.raises(WorkspaceError, match="could not be saved: No such file"):
-        run.save(1, 0.0)
+        run.save(1)
     assert state.load(tmp_path) is None
     (tmp_path / state.FILE).write_bytes(b"1234567890")
     with pytest.raises(WorkspaceError, match="damaged"):
@@ -107,7 +107,7 @@ def test_scalars_stay_scalars_in_the_state(kind, tmp_path):
     phase = Phase("stage", PLAIN, Training(2, 4, Optim(kind=kind)))
     run = PhaseRun(ctx, phase, 0, session)
     run.run()
-    run.save(run.steps, 0.0)
+    run.save(run.steps)
     saved = state.load(tmp_path)
     assert saved.tensors["net/head.eta"].shape == ()
     found = saved.part("optimiser")
