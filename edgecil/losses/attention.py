@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgecil.nets.arithmetic import full_precision
+from edgecil.nets.net import Net, Outputs
 
 
 def class_attention(feature_map: Tensor, channel_weights: Tensor) -> Tensor:
@@ -35,6 +36,22 @@ def grad_attention(scores: Tensor, feature_map: Tensor, *, create_graph: bool) -
     # last batch norm, which is where the map is taken, so the sum gives per-image gradients.
     (gradient,) = torch.autograd.grad(scores.sum(), feature_map, create_graph=create_graph)
     return class_attention(feature_map, gradient.float().sum(dim=(2, 3)))
+
+
+def attention(net: Net, outputs: Outputs, classes: Tensor, *, trains: bool) -> Tensor:
+    """Return the attention maps ``(N, h * w)`` of ``net`` for ``classes`` ``(N,)``.
+
+    In closed form where the head has one, else by autograd through the head. With ``trains``
+    they are differentiable with respect to activations and head weights alike.
+    """
+    closed_form = getattr(net.head, "logit_gradient", None)
+    if closed_form is not None:
+        return class_attention(outputs.map, closed_form(outputs.features.float(), classes))
+    with torch.enable_grad():
+        feature_map = outputs.map if trains else outputs.map.detach().requires_grad_()
+        logits = net.head(feature_map.mean(dim=(2, 3)))
+        scores = logits.float().gather(1, classes[:, None])[:, 0]
+        return grad_attention(scores, feature_map, create_graph=trains)
 
 
 def attention_distance(teacher: Tensor, student: Tensor, epsilon: float = 1e-8) -> Tensor:

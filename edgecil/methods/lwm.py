@@ -10,12 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from edgecil.data.images import Batch
-from edgecil.lessons import sigmoid_terms
-from edgecil.losses.attention import attention_distance, class_attention, grad_attention
+from edgecil.lessons import sigmoid_base, sigmoid_terms
+from edgecil.losses.attention import attention, attention_distance
 from edgecil.method import (
     Context,
     Recipe,
@@ -25,7 +22,6 @@ from edgecil.method import (
     one_phase,
     previous_net,
 )
-from edgecil.nets.net import Net, Outputs
 from edgecil.options import option
 from edgecil.settings import SUMMED_TRAINING
 
@@ -36,22 +32,6 @@ class Options:
 
     beta: float = option(1.0, "weight of the distillation L_D", low=0.0)
     gamma: float = option(0.1, "weight of the attention distillation L_AD", low=0.0)
-
-
-def attention(net: Net, outputs: Outputs, classes: Tensor, *, trains: bool) -> Tensor:
-    """Return the attention maps ``(N, h * w)`` of ``net`` for ``classes`` ``(N,)``.
-
-    In closed form where the head has one, else by autograd through the head. With ``trains``
-    they are differentiable with respect to activations and head weights alike.
-    """
-    closed_form = getattr(net.head, "logit_gradient", None)
-    if closed_form is not None:
-        return class_attention(outputs.map, closed_form(outputs.features.float(), classes))
-    with torch.enable_grad():
-        feature_map = outputs.map if trains else outputs.map.detach().requires_grad_()
-        logits = net.head(feature_map.mean(dim=(2, 3)))
-        scores = logits.float().gather(1, classes[:, None])[:, 0]
-        return grad_attention(scores, feature_map, create_graph=trains)
 
 
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
@@ -83,4 +63,5 @@ def recipe(options: Options) -> Recipe:
         teachers=previous_net,
         adopt=needs_head("sigmoid"),
         training=SUMMED_TRAINING,
+        base=sigmoid_base("sum"),
     )

@@ -113,7 +113,7 @@ def test_it_gains_classes_and_goes_to_a_device(delivered, folders, tmp_path, arc
 
 
 def test_attention_of_a_hidden_head_trains_the_backbone():
-    from edgecil.methods.lwm import attention
+    from edgecil.losses.attention import attention
 
     net = build(NetSpec("mobilenet_v3_small"), 3).train()
     outputs = net(torch.randn(4, 3, 64, 64))
