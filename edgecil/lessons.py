@@ -110,6 +110,11 @@ def sigmoid_step(reduction: Reduction, ctx: Context, batch: Batch) -> Terms:
     return sigmoid_terms(logits, batch, ctx, taught and taught.logits, reduction)
 
 
+def sigmoid_base(reduction: Reduction) -> str:
+    """Return :attr:`Recipe.base` of a method that begins with one sigmoid per class."""
+    return f"sigmoid cross-entropy, {reduction}"
+
+
 def sigmoid_recipe(name: str, reduction: Reduction, view: View = "new", **slots: Any) -> Recipe:
     """Return a recipe with iCaRL's loss on the images of ``view``, taught by the last network."""
     return Recipe(
@@ -120,6 +125,7 @@ def sigmoid_recipe(name: str, reduction: Reduction, view: View = "new", **slots:
         asks_lessons=True,
         adopt=needs_head("sigmoid"),
         training=SUMMED_TRAINING,
+        base=sigmoid_base(reduction),
         **slots,
     )
 

@@ -43,6 +43,7 @@ from edgecil.settings import Augment, Optim, Training
 
 Groups = tuple[str, ...]
 STUDENT: Groups = ("backbone", "head")
+SOFTMAX_BASE = "softmax cross-entropy"
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,9 @@ class Recipe:
     """Returns why the method cannot continue from an origin, or None when it can."""
     training: Training = field(default_factory=Training)
     """Defaults that suit this method; the user's settings override them."""
+    base: str | None = None
+    """Methods with the same word here train the first phase of the base increment alike, to the
+    bit; None: like no other. Comparisons train it once."""
     fresh_start: bool = False
     """True when every increment starts from random weights."""
 

@@ -10,12 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from edgecil import api
+from edgecil.bench.protocol import Protocol
 from edgecil.engine import loop
 from edgecil.errors import EdgecilError
 from edgecil.workspace import Workspace
 from edgecil_runtime import container
 
 QUICK = {"arch": "resnet8", "epochs": 1, "precision": "float32", "record_ranges": False}
+
+PROTOCOL = Protocol(
+    "small", "six classes in three increments", "folders", (2, 2, 2), order="natural",
+    arch="resnet8", epochs=2,
+)  # fmt: skip
 
 
 def learn(folder, root, **settings):
@@ -89,3 +95,11 @@ def learn_in_child(root, folder, die, ready, answers, settings):
         learn(folder, root, **settings)
     except EdgecilError as error:
         answers.put(error.message)
+
+
+def same(left, right):
+    """Return whether two results agree in everything that is not a clock or the process."""
+    clocks = {"seconds", "cpu_seconds", "images_per_second", "peak_rss_bytes"}
+    return {k: v for k, v in left.items() if k not in clocks} == {
+        k: v for k, v in right.items() if k not in clocks
+    }

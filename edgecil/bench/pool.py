@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from edgecil.bench import layouts, results
+from edgecil.bench.bases import Bases
 from edgecil.bench.runner import Run, execute
 from edgecil.engine.compute import pick_device, time_precision
 from edgecil.errors import EdgecilError, Interrupted
@@ -23,6 +25,7 @@ from edgecil.nets.net import NetSpec
 from edgecil_runtime.container import write_atomic
 
 Say = Callable[[str], None]
+BASES = ".work/.bases"
 _STOP = False
 
 
@@ -79,6 +82,7 @@ def run_all(
         except (KeyboardInterrupt, Interrupted):
             pool.shutdown(cancel_futures=True)
             raise Interrupted("stopped; what was learned is saved") from None
+    shutil.rmtree(out / BASES, ignore_errors=True)
     return [Outcome(run, result_path(out, run), failed.get(run.key)) for run in runs]
 
 
@@ -121,7 +125,9 @@ def _one(run: Run, data: Path, out: Path) -> str | None:
     work = out / ".work" / run.key
     work.mkdir(parents=True, exist_ok=True)
     try:
-        result = execute(run, listing, work, should_stop=stopped, on_increment=told)
+        result = execute(
+            run, listing, work, should_stop=stopped, on_increment=told, bases=Bases(out / BASES)
+        )
     except Interrupted:
         raise
     except EdgecilError as error:

@@ -17,6 +17,7 @@ import torch
 
 from edgecil import metrics
 from edgecil._version import __version__
+from edgecil.bench.bases import Bases
 from edgecil.bench.layouts import Listing, link
 from edgecil.bench.protocol import Protocol
 from edgecil.data.decode import load
@@ -108,11 +109,13 @@ def execute(
     listener: Listener = ignore,
     should_stop: Callable[[], bool] = lambda: False,
     on_increment: Callable[[int, dict[str, Any]], None] = lambda number, row: None,
+    bases: Bases | None = None,
 ) -> dict[str, Any]:
     """Return the result of a run as a JSON object.
 
     ``work`` is a folder of the run's own: what is there is continued, and it is removed at the
-    end. ``on_increment(number, row)`` is told the measures of every increment.
+    end. ``on_increment(number, row)`` is told the measures of every increment. ``bases`` are
+    those of runs that may begin alike.
 
     Raises:
         Interrupted: ``should_stop`` said so; the same call continues.
@@ -130,9 +133,12 @@ def execute(
         if not workspace.exists() or number not in workspace.versions():
             folder = link(listing.train, classes, work / f"increment-{number}")
             request = run.request(folder, classes, base=number == 1)
-            resume = (workspace.run / "request.json").exists()
+            resume, watch = workspace.waits, listener
+            if bases is not None and number == 1 and not resume:
+                resume = bases.begin(request, workspace)
+                watch = bases.watching(request, workspace, listener)
             learn(
-                None if resume else request, workspace, resume=resume, listener=listener,
+                None if resume else request, workspace, resume=resume, listener=watch,
                 should_stop=should_stop,
             )  # fmt: skip
         if tests is None:

@@ -213,4 +213,5 @@ class PhaseRun:
             if not ranks and now - saved >= SAVE_SECONDS:
                 self.save(step + 1)
                 saved = time.monotonic()
-        session.clock.count()
+        # What follows may take long, or fail: a phase that is over is not run again.
+        self.save(self.steps)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
-from edgecil.method import Context, Recipe, Term, Terms, ce_span, one_phase
+from edgecil.method import SOFTMAX_BASE, Context, Recipe, Term, Terms, ce_span, one_phase
 from edgecil.options import option
 
 
@@ -32,4 +32,4 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of plain finetuning."""
-    return Recipe("finetune", phases=one_phase(partial(step, options)))
+    return Recipe("finetune", phases=one_phase(partial(step, options)), base=SOFTMAX_BASE)

@@ -14,6 +14,7 @@ from edgecil.exemplars import keep_all
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
+    SOFTMAX_BASE,
     Context,
     Preset,
     Recipe,
@@ -48,6 +49,7 @@ def recipe(options: Options) -> Recipe:
         fields=exemplar_fields("reference"),
         selection=Selection(keep_all, everything=True),
         fresh_start=options.scratch,
+        base=SOFTMAX_BASE,
     )
 
 

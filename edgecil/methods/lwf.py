@@ -18,6 +18,7 @@ from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.method import (
+    SOFTMAX_BASE,
     Context,
     Preset,
     Recipe,
@@ -69,6 +70,7 @@ def recipe(options: Options) -> Recipe:
         phases=one_phase(partial(step, options)),
         teachers=previous_net,
         adopt=needs_head("softmax"),
+        base=SOFTMAX_BASE,
     )
 
 

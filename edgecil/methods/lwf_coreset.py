@@ -16,6 +16,7 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
+    SOFTMAX_BASE,
     Context,
     Preset,
     Recipe,
@@ -67,6 +68,7 @@ def recipe(options: Options) -> Recipe:
         fields=exemplar_fields(),
         selection=Selection(herding if options.ranking == "herding" else random_ranking),
         adopt=needs_head("softmax"),
+        base=SOFTMAX_BASE,
     )
 
 

@@ -9,7 +9,7 @@ loss, and a plug-in: ``icarl+m2kd``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgecil.auxiliary import Auxiliary, add_auxiliary
@@ -53,7 +53,8 @@ def plug(host: Recipe, options: Options) -> Recipe:
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of M2KD."""
-    return plug(sigmoid_recipe("m2kd", options.reduction), options)
+    # Its base has a second stage, and an auxiliary head that is trained along.
+    return replace(plug(sigmoid_recipe("m2kd", options.reduction), options), base=None)
 
 
 # Section 4.2; lr 2.0 is iCaRL's, which belongs to the mean over 100 units.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from edgecil.importance import FIELD, SPRINGS, keep, needs_importance, pulled_step, sensitivity
-from edgecil.method import Context, Recipe, one_phase, previous_net
+from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
 
@@ -41,4 +41,5 @@ def recipe(options: Options) -> Recipe:
         teachers=previous_net,
         end=remember,
         adopt=needs_importance,
+        base=SOFTMAX_BASE,
     )

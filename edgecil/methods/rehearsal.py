@@ -13,6 +13,7 @@ from edgecil.exemplars import random_ranking
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
+    SOFTMAX_BASE,
     Context,
     Preset,
     Recipe,
@@ -49,6 +50,7 @@ def recipe(options: Options) -> Recipe:
         phases=one_phase(step, view=half_old if options.oversample else "new+kept"),
         fields=exemplar_fields(),
         selection=Selection(random_ranking),
+        base=SOFTMAX_BASE,
     )
 
 

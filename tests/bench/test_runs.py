@@ -12,19 +12,16 @@ import numpy as np
 import pytest
 import small_runs
 import toys
+from small_runs import PROTOCOL, same
 
 from edgecil import api
 from edgecil.bench import layouts, pool, results
-from edgecil.bench.protocol import Protocol, Published
+from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.engine import loop
 from edgecil.errors import DataError, Interrupted, UsageError
 
 ROOT = Path(__file__).parents[2]
-PROTOCOL = Protocol(
-    "small", "six classes in three increments", "folders", (2, 2, 2), order="natural",
-    arch="resnet8", epochs=2,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +41,6 @@ def run(method="finetune", seed=0, **settings):
 def done(data, tmp_path_factory):
     """The result of one run."""
     return execute(run("lwm"), layouts.read("folders", data), tmp_path_factory.mktemp("w") / "run")
-
-
-def same(left, right):
-    """Return whether two results agree in everything that is not a clock or the process."""
-    clocks = {"seconds", "cpu_seconds", "images_per_second", "peak_rss_bytes"}
-    return {k: v for k, v in left.items() if k not in clocks} == {
-        k: v for k, v in right.items() if k not in clocks
-    }
 
 
 class TestOneRun:

@@ -265,3 +265,19 @@ def test_the_loader_of_a_phase_and_the_phase_count_the_same_steps():
     loader = Loader(images, toys.CIFAR, toys.Augment(), 16, "cpu")
     seen = [loader.batch(0, s, streams(0)).index for s in range(loader.steps)]
     assert len(torch.cat(seen).unique()) == 33 - (33 % 16 == 1)
+
+
+def test_methods_with_the_same_base_begin_alike_to_the_bit(learned):
+    first: dict[str, tuple[str, torch.nn.Module]] = {}
+    shared = 0
+    for method in METHODS:
+        ctx, phases, session = started(method, learned, 0)
+        base = registry.build(method).base
+        if base is None:
+            continue
+        phases[0].prepare(ctx)
+        PhaseRun(ctx, phases[0], 0, session).run()
+        like, net = first.setdefault(base, (method, ctx.net))
+        assert equal(net, ctx.net), f"{method} does not begin like {like}"
+        shared += method != like
+    assert shared >= 8
