@@ -23,6 +23,7 @@ from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.plan import entry, field_specs, metadata
 from edgecil.memory.store import Store
 from edgecil_runtime import container
+from edgecil_runtime.images import fit_square
 
 T = TypeVar("T")
 _DOT_PICKS = 1000
@@ -145,22 +146,23 @@ class _Ranked:
 
 
 def _old_classes(old: Store, codec: ItemCodec, size: Size) -> list[_Ranked]:
-    """Return the exemplars of old classes: their stored bytes, verbatim, if the codec is equal."""
+    """Return the exemplars of old classes: their stored bytes where codec and size are equal."""
     if IMAGES not in old:
         return []
     if codec.name == "reference" != old.field(IMAGES).codec:
         raise AdoptError("only copies of old images are kept, and joint training needs their files")
-    if old.field(IMAGES).codec == codec.name:
+    before = old.item_size(IMAGES)
+    if min(before) < min(size):
+        raise ValueError(f"exemplars are {before} pixels and cannot be enlarged to {size}")
+    if old.field(IMAGES).codec == codec.name and before == size:
         items = old.items(IMAGES)
         encoded: Callable[[int], bytes] = items.__getitem__
     else:
         pixels = old.read(IMAGES)
 
         def encoded(row: int) -> bytes:
-            return codec.encode_item(pixels[row])
+            return codec.encode_item(fit_square(pixels[row], size[0]))
 
-    if old.item_size(IMAGES) != size:
-        raise ValueError(f"exemplars are {old.item_size(IMAGES)} pixels, new images {size}")
     counts = old.read(COUNTS).tolist()
     starts = accumulate(counts, initial=0)
     return [

@@ -238,6 +238,7 @@ def _manifest(
             "bytes": kept.kept_bytes,
             "fields": kept.fields(),
             "codec": request.codec,
+            "exemplar_size": request.exemplar_size,
             "budget": request.limits,
             "exemplars_per_class": outcome.exemplars_per_class,
         },

@@ -14,12 +14,13 @@ from edgecil.data.images import ImageSet
 from edgecil.engine.compute import pick_device
 from edgecil.engine.events import Listener, Note, ignore
 from edgecil.engine.increment import Task
-from edgecil.engine.selection import exemplar_images
+from edgecil.engine.selection import exemplar_images, stored_side
 from edgecil.errors import AdoptError, UsageError
 from edgecil.intake import Images, choose_input, decode_new, scan_new
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import COUNTS, IMAGES, Field
+from edgecil.memory.store import Store
 from edgecil.method import Classes, Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
@@ -56,11 +57,19 @@ class Job:
         return sizes
 
 
-def recipe_of(method: str, options: Mapping[str, Any], codec: str) -> Recipe:
-    """Return the recipe of a method whose exemplars are stored with ``codec``."""
+def recipe_of(
+    method: str, options: Mapping[str, Any], codec: str, exemplar_size: int | None = None
+) -> Recipe:
+    """Return the recipe of a method whose exemplars are stored with ``codec``.
+
+    ``exemplar_size`` is their side in pixels, None that of decoded images.
+    """
     recipe = registry.build(method, options)
+    stored: dict[str, Any] = {"codec": codec}
+    if exemplar_size is not None:
+        stored["shape"] = ("K", exemplar_size, exemplar_size, 3)
     fields = tuple(
-        dataclasses.replace(f, codec=codec) if f.name == IMAGES and f.codec != "reference" else f
+        dataclasses.replace(f, **stored) if f.name == IMAGES and f.codec != "reference" else f
         for f in recipe.fields
     )
     return dataclasses.replace(recipe, fields=fields)
@@ -80,7 +89,9 @@ def fields_of(manifest: VersionManifest) -> tuple[Field, ...]:
     """Return the declaration of what a version keeps."""
     if manifest.method == FOREIGN:
         return ()
-    return recipe_of(manifest.method, manifest.options, manifest.kept["codec"]).fields
+    kept = manifest.kept
+    recipe = recipe_of(manifest.method, manifest.options, kept["codec"], kept.get("exemplar_size"))
+    return recipe.fields
 
 
 def _preset(method: str, name: str | None) -> Preset | None:
@@ -134,6 +145,29 @@ def _budget(request: LearnRequest, recipe: Recipe) -> Budget:
     return Budget() if everything else Budget(**request.limits)
 
 
+def _check_exemplar_size(asked: int | None, recipe: Recipe, resize: int, kept: Store) -> None:
+    """Refuse a size that is of no use: ``asked`` is what the user gave in this increment."""
+    images = next((f for f in recipe.fields if f.name == IMAGES), None)
+    if images is None or images.codec == "reference":
+        if asked is not None:
+            raise UsageError(f"{recipe.name} stores no exemplars: --exemplar-size has no effect")
+        return
+    size = stored_side(images, resize)
+    if asked is not None and asked > resize:
+        raise UsageError(
+            f"--exemplar-size {asked}: images are decoded to {resize} x {resize} pixels, and "
+            "training sees no more than that",
+            hint=f"--exemplar-size {resize} or less",
+        )
+    before = kept.item_size(IMAGES)[0] if IMAGES in kept else size
+    if before < size:
+        raise UsageError(
+            f"--exemplar-size {size}: the exemplars of the old classes are stored with {before} "
+            "pixels; they can be made smaller, not larger",
+            hint=f"--exemplar-size {before} or less, or a new workspace",
+        )
+
+
 def _training(request: LearnRequest, recipe: Recipe, preset: Preset | None) -> Training:
     chosen = request.training or (preset.training if preset else recipe.training)
     changes = {k: getattr(request, k) for k in ("epochs", "batch_size", "lr")}
@@ -162,13 +196,14 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
 
     device = pick_device(request.device)
     parent, model = load_version(workspace) if workspace.exists() else (None, None)
+    asked_size = request.exemplar_size
     request = request.inherited(parent)
     assert request.method is not None and request.codec is not None
     if item_codec(request.codec).name == "reference":
         raise UsageError("codec 'reference' keeps no images: it is that of the method joint")
     preset = _preset(request.method, request.preset)
     options = {**(preset.options if preset else {}), **request.options}
-    recipe = recipe_of(request.method, options, request.codec)
+    recipe = recipe_of(request.method, options, request.codec, request.exemplar_size)
     if parent is not None and model is not None:
         _adopt(recipe, parent, model)
     budget = _budget(request, recipe)
@@ -179,6 +214,7 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         preprocess, arch = choose_input(request, folder, preset.arch if preset else None, note)
         width = preset.head_width if preset else recipe.head_width
         spec = NetSpec(arch, "cosine" if recipe.head_kind == "cosine" else "linear", width)
+    _check_exemplar_size(asked_size, recipe, preprocess.resize, model.kept if model else Store(()))
     old = parent.groups if parent else ()
     images = decode_new(
         request, folder, sum(old), preprocess, device, workspace.root, note, listener
@@ -202,7 +238,7 @@ def _kept_images(
     """Return the old images a method trains on; without a field for images, old data is out of
     reach."""
     if model is not None and recipe.selection is not None:
-        return exemplar_images(model.kept).to(device)
+        return exemplar_images(model.kept, preprocess.resize).to(device)
     side = preprocess.resize
     empty = torch.zeros(0, side, side, 3, dtype=torch.uint8, device=device)
     return ImageSet(empty, torch.zeros(0, dtype=torch.int64, device=device))

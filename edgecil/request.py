@@ -44,6 +44,8 @@ class LearnRequest:
     exemplars_per_class: int | None = None
     exemplars_total: int | None = None
     codec: str | None = None
+    exemplar_size: int | None = None
+    """Side in pixels of a stored exemplar; None: as images are decoded."""
     test_data: str | None = None
     val_fraction: float = 0.0
     skip_bad: bool = False
@@ -62,7 +64,9 @@ class LearnRequest:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise UsageError(f"--val-fraction must be in [0, 1), got {self.val_fraction}")
-        for name in ("epochs", "batch_size", "image_size", "exemplars_per_class"):
+        for name in (
+            "epochs", "batch_size", "image_size", "exemplars_per_class", "exemplar_size",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
@@ -113,6 +117,7 @@ class LearnRequest:
             preset=parent.training["preset"] if keeps else self.preset,
             options=options,
             codec=self.codec or parent.kept["codec"],
+            exemplar_size=self.exemplar_size or parent.kept.get("exemplar_size"),
         )
 
     def _with(self, limits: Mapping[str, int | None], **changes: Any) -> Self:

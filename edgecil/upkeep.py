@@ -155,7 +155,10 @@ def forget(workspace: Workspace, what: str) -> dict[int, int]:
             kept = _kept(workspace, manifest)
             if kept is None:
                 continue
-            gone = _of_class(kept, rows.get(manifest.version)) if rows else _like(kept, path)
+            if rows:
+                gone = _of_class(kept, rows.get(manifest.version))
+            else:
+                gone = _like(kept, path, manifest.input.resize)
             if gone.any():
                 counts[manifest.version] = int(gone.sum())
                 changes[manifest.version] = _without(manifest, kept, gone, subject)
@@ -198,8 +201,8 @@ def _of_class(kept: Store, row: int | None) -> Rows:
     return owner
 
 
-def _like(kept: Store, path: Path) -> Rows:
-    """Return which kept images are the one in a file, as it was stored."""
+def _like(kept: Store, path: Path, resize: int) -> Rows:
+    """Return which kept images are the one in a file, decoded to ``resize`` and stored."""
     from edgecil_runtime.images import fit_square, read_image
 
     codec = item_codec(kept.field(IMAGES).codec)
@@ -207,7 +210,8 @@ def _like(kept: Store, path: Path) -> Rows:
         digest = hashlib.sha256(path.read_bytes()).digest()
         return np.array([item[:DIGEST_BYTES] == digest for item in kept.items(IMAGES)], bool)
     size = kept.item_size(IMAGES)
-    item = codec.encode_item(fit_square(read_image(path), size[0]))
+    decoded = fit_square(read_image(path), resize)
+    item = codec.encode_item(fit_square(decoded, size[0]))
     image = codec.decode(codec.join([item], size))[0]
     same: Rows = (kept.read(IMAGES) == image).all(axis=(1, 2, 3))
     return same

@@ -65,6 +65,9 @@ def bench(
     codec: Annotated[
         str | None, value("Exemplars as raw, png, webp-lossless or jpeg.", "NAME", EXPERT)
     ] = None,
+    exemplar_size: Annotated[
+        int | None, value("Pixels a side of a stored exemplar; at most as decoded.", "PX", EXPERT)
+    ] = None,
     epochs: Annotated[int | None, value("Instead of the protocol's.", "N", EXPERT)] = None,
     batch_size: Annotated[int | None, value("Images per step.", "N", EXPERT)] = None,
     lr: Annotated[float | None, value("Learning rate at the start.", "X", EXPERT)] = None,
@@ -80,7 +83,8 @@ def bench(
     settings = {
         "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
         "exemplars_per_class": exemplars_per_class, "exemplars_total": exemplars_total,
-        "codec": codec, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+        "codec": codec, "exemplar_size": exemplar_size, "epochs": epochs,
+        "batch_size": batch_size, "lr": lr,
     }  # fmt: skip
     from edgecil.bench import pool, report
     from edgecil.bench.protocol import protocol as find

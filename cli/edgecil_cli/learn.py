@@ -129,6 +129,9 @@ def learn(
     codec: Annotated[
         str | None, value("Exemplars as raw, png, webp-lossless or jpeg.", "NAME", EXPERT)
     ] = None,
+    exemplar_size: Annotated[
+        int | None, value("Pixels a side of a stored exemplar; at most as decoded.", "PX", EXPERT)
+    ] = None,
     skip_bad: Annotated[bool, flag("--skip-bad", "Leave damaged images out.", EXPERT)] = False,
     stream: Annotated[
         Stream | None,
@@ -171,6 +174,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     names = (
         "new_data", "method", "test_data", "val_fraction", "epochs", "seed", "exemplars_per_class",
         "exemplars_total", "preset", "batch_size", "lr", "arch", "image_size", "weights", "codec",
+        "exemplar_size",
     )  # fmt: skip
     settings = {name: given[name] for name in names if given[name] is not None}
     for name in ("new_data", "test_data"):

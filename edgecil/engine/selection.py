@@ -14,11 +14,12 @@ from torch import Tensor
 from edgecil.data.images import ImageSet
 from edgecil.exemplars import build_exemplars, interleave
 from edgecil.memory.budget import Budget, most_per_class
-from edgecil.memory.fields import COUNTS, IMAGES, Dimensions
+from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field
 from edgecil.memory.store import Store
 from edgecil.method import Context, Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
+from edgecil_runtime.images import fit_square
 
 
 def dimensions(spec: NetSpec, groups: tuple[int, ...], side: int, exemplars: int = 0) -> Dimensions:
@@ -69,16 +70,25 @@ def _parts(ctx: Context, selection: Selection, rows: Tensor) -> list[Tensor]:
 
 
 class _Pictures:
-    """The images of a set, brought into host memory one by one: few of them are chosen."""
+    """The images of a set as they are stored, ``side`` pixels wide.
 
-    def __init__(self, images: ImageSet) -> None:
+    They are brought into host memory one by one: few of them are chosen.
+    """
+
+    def __init__(self, images: ImageSet, side: int) -> None:
         self._pixels = images.pixels
-        self.shape = tuple(images.pixels.shape)
+        self.shape = (len(images), side, side, 3)
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
         at = torch.tensor([row], device=self._pixels.device)
         image: NDArray[np.uint8] = self._pixels.index_select(0, at)[0].cpu().numpy()
-        return image
+        return fit_square(image, self.shape[1])
+
+
+def stored_side(images: Field, decoded: int) -> int:
+    """Return the side in pixels of a stored exemplar; the declaration may leave it as decoded."""
+    side = images.shape[1]
+    return side if isinstance(side, int) else decoded
 
 
 def store_exemplars(
@@ -91,26 +101,35 @@ def store_exemplars(
     Raises:
         BudgetError: not one exemplar per class fits.
     """
-    pixels = _Pictures(ctx.sets["new"])
-    side = pixels.shape[1]
-    codec = ctx.keeps.field(IMAGES).codec
+    side, images = ctx.sets["new"].pixels.shape[1], ctx.keeps.field(IMAGES)
+    stored = stored_side(images, side)
+    pixels = _Pictures(ctx.sets["new"], stored)
     old = ctx.kept.read(COUNTS).tolist() if COUNTS in ctx.kept else []
     new = torch.bincount(ctx.sets["new"].labels.cpu() - len(old)).tolist()
-    most = _most(budget, old + new, codec, side)
+    most = _most(budget, old + new, images.codec, stored)
     count = build_exemplars(
         ctx.kept, ctx.keeps, pixels, _ranked(ctx, selection, most), budget, paths=paths,
         dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side), values=ctx.columns,
     )  # fmt: skip
-    ctx.sets["exemplars"] = exemplar_images(ctx.keeps).to(ctx.device)
+    ctx.sets["exemplars"] = exemplar_images(ctx.keeps, side).to(ctx.device)
     return count
 
 
-def exemplar_images(store: Store) -> ImageSet:
+def exemplar_images(store: Store, side: int) -> ImageSet:
     """Return the exemplars of a store as they decode from its bytes; labels by class order.
+
+    Those that are stored smaller are enlarged to ``side`` pixels: training changes them as it
+    changes new images, with the same margin around the crop.
 
     Raises:
         DataError: an image that is kept by reference is gone or changed.
     """
     counts = torch.from_numpy(store.read(COUNTS).astype("int64"))
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return ImageSet(torch.from_numpy(store.read(IMAGES)), labels)
+    stored = store.read(IMAGES)
+    if stored.shape[1] == side:
+        return ImageSet(torch.from_numpy(stored), labels)
+    pixels = np.empty((len(stored), side, side, 3), np.uint8)
+    for row, image in enumerate(stored):
+        pixels[row] = fit_square(image, side)
+    return ImageSet(torch.from_numpy(pixels), labels)

@@ -55,9 +55,10 @@ def _with_references(
 
 def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
     manifest = lineage[0]
-    recipe = recipe_of(name, {}, manifest.kept["codec"])
+    kept = manifest.kept
+    recipe = recipe_of(name, {}, kept["codec"], kept.get("exemplar_size"))
     everything = recipe.selection is not None and recipe.selection.everything
-    limits = Budget() if everything else Budget(**manifest.kept["budget"])
+    limits = Budget() if everything else Budget(**kept["budget"])
     sizes = [n for m in reversed(lineage) for n in m.training["new_images_per_class"]]
     spec = NetSpec.from_json(manifest.net)
     plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, sizes)

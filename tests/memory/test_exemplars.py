@@ -24,6 +24,7 @@ from edgecil.memory.budget import Budget, choose_count, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, exemplar_fields
 from edgecil.memory.plan import plan
 from edgecil.memory.store import Store
+from edgecil_runtime.images import fit_square
 
 CODECS = ("raw", "png", "webp-lossless", "jpeg-75", "jpeg-95")
 HELD_OUT = Field("exemplars.held_out", ("K",), "not trained on", "BOOL")
@@ -315,13 +316,14 @@ def test_only_what_the_budget_reaches_is_encoded(monkeypatch):
     assert len(encoded) <= 2 * (count + 1) + 2 + 4  # a flat one and noise, for the bound
 
 
-def test_images_of_another_size_are_refused():
-    kept, _, _ = learn(Store(()), "jpeg-75", [3], Budget(), 0)
-    with pytest.raises(ValueError, match=r"exemplars are \(12, 12\) pixels, new images \(6, 6\)"):
-        build_exemplars(
-            kept, Store(exemplar_fields("jpeg-75")), np.zeros((1, 6, 6, 3), np.uint8),
-            [np.arange(1)], Budget(),
-        )  # fmt: skip
+def test_old_exemplars_shrink_with_a_smaller_size_and_are_never_enlarged():
+    kept, _, _ = learn(Store(()), "png", [3], Budget(), 0)
+    smaller = Store(exemplar_fields("png"))
+    build_exemplars(kept, smaller, np.zeros((1, 6, 6, 3), np.uint8), [np.arange(1)], Budget())
+    wanted = [fit_square(image, 6) for image in kept.read(IMAGES)]
+    assert np.array_equal(smaller.read(IMAGES)[:3], wanted)
+    with pytest.raises(ValueError, match=r"\(6, 6\) pixels and cannot be enlarged to \(12, 12\)"):
+        learn(smaller, "png", [1], Budget(), 1)
 
 
 def test_more_exemplars_of_a_class_than_can_be_counted():
