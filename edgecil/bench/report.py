@@ -9,6 +9,7 @@ from edgecil.bench import plots, results
 from edgecil.bench.protocol import protocols
 from edgecil.bench.results import Result
 from edgecil.errors import DataError
+from edgecil.reporting.plot import plot_memory
 
 TABLE = "table.md"
 
@@ -38,7 +39,8 @@ def write(folder: Path) -> Report:
     table.write_text(text, encoding="utf-8")
     rows = results.summaries(found)
     curves = {row.name: (row.runs[0]["classes"], row.accuracy) for row in rows}
-    drawn = [
-        plots.learning_curves(curves, folder / f"accuracy{suffix}") for suffix in plots.FORMATS
-    ]
+    drawn = []
+    for suffix in plots.FORMATS:
+        drawn.append(plots.learning_curves(curves, folder / f"accuracy{suffix}"))
+        drawn.append(plot_memory(folder, folder / f"memory{suffix}").path)
     return Report(found, (table, *drawn))
