@@ -1,0 +1,85 @@
+"""Images of what a trained network knows, as uint8 pixels: for calibration, and to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgecil.nets.net import Net
+from edgecil.nets.taps import freeze
+from edgecil.settings import Preprocess
+from edgecil.synthesis.generator import Generator
+from edgecil.synthesis.objective import Inversion
+from edgecil.synthesis.pixels import Pixels, to_pixels
+from edgecil.synthesis.statistics import check_statistics
+from edgecil.synthesis.training import Objective, Schedule, fit, insist
+
+RATES = {"pixels": 0.05, "generator": 1e-3}
+"""Adam's learning rate of each source."""
+ATTEMPTS = 3
+
+
+def _silent(text: str) -> None:
+    """Tell nobody."""
+
+
+def synthesise(
+    net: Net,
+    preprocess: Preprocess,
+    count: int,
+    steps: int,
+    seed: int = 0,
+    *,
+    source: Literal["pixels", "generator"] = "pixels",
+    batch: int = 64,
+    objective: Objective | None = None,
+    say: Callable[[str], None] = _silent,
+) -> Tensor:
+    """Return ``count`` synthetic images, uint8 ``(count, S, S, 3)`` on the CPU.
+
+    ``net`` is not changed, and computes where it is; the result depends on the arguments alone.
+    ``steps`` are those of each batch of pixels, or of the generator. Images that are all taken
+    for one class are made again, up to three times in all, and ``say`` is told.
+
+    Raises:
+        AdoptError: the network has no batch-norm statistics.
+        TrainingError: a loss became NaN, or all images show one class in every attempt.
+    """
+    check_statistics(net)
+    teacher, wanted = freeze(net), objective or Inversion()
+    device = next(teacher.parameters()).device
+    batch = min(batch, count)
+    images = torch.empty(0)
+
+    def attempt(number: int) -> None:
+        nonlocal images
+        torch.manual_seed(seed + (number - 1) * 1_000_003)
+        made: Pixels | Generator
+        if source == "pixels":
+            made = Pixels(preprocess, count, batch, steps).to(device)
+            length = made.total_steps
+        else:
+            made, length = Generator(preprocess.size).to(device), steps
+        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, RATES[source]))
+        with torch.no_grad():
+            images = made.all() if isinstance(made, Pixels) else _drawn(made, count, batch)
+
+    def counts() -> Tensor:
+        with torch.no_grad():
+            logits = torch.cat([teacher(part).logits for part in torch.split(images, batch)])
+        return torch.bincount(logits[:, : teacher.classes].argmax(dim=1), minlength=teacher.classes)
+
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        attempt(1)
+        if count > 1:
+            insist(counts, attempt, ATTEMPTS, say)
+    return to_pixels(images, preprocess).cpu()
+
+
+def _drawn(generator: Generator, count: int, batch: int) -> Tensor:
+    starts = range(0, count, batch)
+    return torch.cat([generator.draw(min(batch, count - start)) for start in starts])

@@ -1,0 +1,78 @@
+"""Images that are optimised themselves, without a generator (DeepInversion; ABD section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.settings import Preprocess
+
+JITTER = 2
+"""How far an image is rolled at random before each look, in pixels at most (DeepInversion)."""
+
+
+def limits(preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """Return the normalised values ``(3, 1, 1)`` of black and of white."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return -mean / std, (1 - mean) / std
+
+
+def to_pixels(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return uint8 ``(N, S, S, 3)`` of normalised images ``(N, 3, S, S)``, clamped and rounded."""
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        for v in (preprocess.mean, preprocess.std)
+    )
+    values = (images.float() * std + mean) * 255
+    return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class Pixels(nn.Module):
+    """``count`` normalised images as parameters, optimised in parts of ``batch``.
+
+    Every part is looked at ``steps`` times in a row: training all of them takes
+    ``steps`` times the number of parts. Values stay between black and white.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, preprocess: Preprocess, count: int, batch: int, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        size = preprocess.size
+        sizes = [min(batch, count - start) for start in range(0, count, batch)]
+        if len(sizes) > 1 and sizes[-1] == 1:  # statistics of one image say little
+            sizes[-2:] = [sizes[-2] + 1]
+        self.parts = nn.ParameterList(torch.randn(n, 3, size, size) for n in sizes)
+        low, high = limits(preprocess)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps after which every part was optimised."""
+        return self.steps * len(self.parts)
+
+    def _inside(self, part: Tensor) -> Tensor:
+        return torch.clamp(part, self.low, self.high)
+
+    def propose(self, count: int, step: int) -> Tensor:
+        """Return the images to improve in a step, rolled by a few pixels at random."""
+        part = self.parts[min(step // self.steps, len(self.parts) - 1)]
+        with torch.no_grad():
+            part.copy_(self._inside(part))
+        rows, columns = torch.randint(-JITTER, JITTER + 1, (2,)).tolist()
+        return torch.roll(part, (rows, columns), dims=(2, 3))
+
+    def all(self) -> Tensor:
+        """Return all images ``(N, 3, S, S)``, without gradient."""
+        return self._inside(torch.cat([part.detach() for part in self.parts]))
+
+    def draw(self, count: int, skip: int = 0) -> Tensor:
+        """Return ``count`` of the images at random, mirrored or not; as a generator does."""
+        images = self.all()
+        which = torch.randint(len(images), (skip + count,))[skip:].to(images.device)
+        mirrored = torch.rand(skip + count)[skip:].to(images.device) < 0.5
+        chosen = images[which]
+        return torch.where(mirrored.view(-1, 1, 1, 1), chosen.flip(3), chosen)
