@@ -15,6 +15,7 @@ from edgecil.errors import Interrupted
 from edgecil_cli import (
     _stop,
     bench,
+    diagnose,
     doctor,
     evaluate,
     export,
@@ -50,6 +51,7 @@ for panel, name, function, epilog in (
     (LOOK, "evaluate", evaluate.evaluate, evaluate.EPILOG),
     (LOOK, "predict", evaluate.predict, evaluate.PREDICT_EPILOG),
     (LOOK, "report-memory", memory.report_memory, memory.EPILOG),
+    (LOOK, "diagnose", diagnose.diagnose, diagnose.EPILOG),
     (LOOK, "bench", bench.bench, bench.EPILOG),
     (LOOK, "status", versions.status, versions.STATUS_EPILOG),
     (LOOK, "history", versions.history, versions.HISTORY_EPILOG),

@@ -1,0 +1,210 @@
+"""The whole diagnosis of small workspaces: numbers, figures, and what is refused."""
+
+import io
+import json
+import re
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+import small_runs
+import torch
+import toys
+from PIL import Image
+
+from edgecil import api
+from edgecil.data.images import ImageSet
+from edgecil.diagnosis import run as running
+from edgecil.diagnosis.distance import bandwidth, mean_image_distance, squared_mmd
+from edgecil.diagnosis.look import look, spread
+from edgecil.diagnosis.run import diagnose
+from edgecil.engine.compute import Compute
+from edgecil.errors import DataError, DependencyMissing, WorkspaceError
+from edgecil.losses.attention import attention_distance, grad_attention
+from edgecil.prepare import load_version
+from edgecil.settings import CIFAR
+from edgecil.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two increments of two classes, and test images of all four."""
+    root = tmp_path_factory.mktemp("folders")
+    parts = [toys.write_folder(root / str(i), range(2 * i, 2 * i + 2)) for i in range(2)]
+    return [*parts, toys.write_folder(root / "test", range(4), count=5, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def known(folders, tmp_path_factory):
+    """A workspace with two versions, to be read only."""
+    root = tmp_path_factory.mktemp("known") / ".edgecil"
+    for folder in folders[:2]:
+        small_runs.learn(folder, root, method="lwm", epochs=6, batch_size=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(folders, known, tmp_path_factory):
+    """The diagnosis of the second version, with synthetic images."""
+    return diagnose(
+        folders[2], new_data=folders[1], workspace=known, synthetic=6, steps=25, device="cpu",
+        output=tmp_path_factory.mktemp("made"),
+    )  # fmt: skip
+
+
+def ask(*arguments):
+    from edgecil_cli.app import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run([str(a) for a in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def features_of(root, folder, version, labels):
+    """Return the features of some classes, made without the code under test."""
+    _, model = load_version(Workspace(root), version)
+    rows = []
+    for label in labels:
+        for path in sorted((folder / f"class-{label}").iterdir()):
+            pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+            mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CIFAR.mean, CIFAR.std))
+            rows.append(model.net(((pixels - mean) / std)[None]).features[0])
+    return torch.stack(rows).numpy()
+
+
+def test_distances_are_from_real_old_test_images_to_new_and_synthetic_ones(made, folders, known):
+    old = features_of(known, folders[2], 2, (0, 1))
+    new = features_of(known, folders[1], 2, (2, 3))
+    real, synthetic = made.distances
+    assert (real.sample, real.images) == ("real new", 24)
+    assert (synthetic.sample, synthetic.images) == ("synthetic old", 6)
+    assert real.mid == pytest.approx(mean_image_distance(old, new), rel=1e-3)
+    assert made.bandwidth == pytest.approx(bandwidth(old), rel=1e-3)
+    assert real.mmd_squared == pytest.approx(squared_mmd(old, new, bandwidth(old)), rel=1e-2)
+    assert synthetic.mid > 0
+
+
+def test_drift_is_from_the_parent_to_the_version(made, folders, known):
+    before, now = (features_of(known, folders[2], v, (0, 1)) for v in (1, 2))
+    (drift,) = made.drift
+    assert (drift.version, drift.classes, drift.images) == (1, 2, 10)
+    assert drift.mid == pytest.approx(mean_image_distance(before, now), rel=1e-3)
+    lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(now, axis=1)
+    assert drift.cosine == pytest.approx(((before * now).sum(axis=1) / lengths).mean(), rel=1e-4)
+    assert 0 < drift.attention < 8
+
+
+def test_confusion_is_what_evaluate_counts(made, folders, known):
+    found = api.evaluate(folders[2], workspace=known, device="cpu")
+    assert np.array_equal(made.confusion, found.counts) and made.top1 == found.top1
+    assert made.labels == found.labels and made.old == 2
+
+
+def test_the_report_is_strict_json_and_names_files_that_are_there(made):
+    folder = made.files[-1].parent
+    data = json.loads((folder / "diagnose.json").read_text(), parse_constant=pytest.fail)
+    assert data == made.to_json()
+    names = {f"{n}{s}" for n in ("confusion", "features", "attention", "sheet")
+             for s in (".png", ".svg")}  # fmt: skip
+    assert names <= set(data["files"]) and {p.name for p in folder.iterdir()} == set(data["files"])
+    assert sum(data["synthetic"].values()) == 6 and list(data["synthetic"]) == [
+        "class-0",
+        "class-1",
+    ]
+
+
+def test_figures_are_large_enough_for_print_and_say_what_they_show(made):
+    folder = made.files[-1].parent
+    words = {
+        "confusion": ["class-3", "predicted", "true"],
+        "features": ["real old", "real new", "synthetic old", "component 1"],
+        "attention": ["version 1", "version 2", "class-0", "attention"],
+    }
+    for name, wanted in words.items():
+        with Image.open(folder / f"{name}.png") as image:
+            assert min(image.size) > 400
+            assert len(image.convert("L").getcolors(256)) > 20  # lightness alone says something
+        text = (folder / f"{name}.svg").read_text()
+        assert all(re.search(rf">{word}[^<]*</text>", text) for word in wanted), name
+
+
+def test_attention_is_that_of_the_true_class_by_autograd(folders, known):
+    _, model = load_version(Workspace(known), 2)
+    images = toys.image_set(range(4), 3, seed=5)
+    found = look(model, images, CIFAR, Compute("cpu", 1, "float32"))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CIFAR.mean, CIFAR.std))
+    outputs = model.net((images.pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
+    tapped = outputs.map.detach().requires_grad_()
+    scores = model.net.head(tapped.mean(dim=(2, 3))).gather(1, images.labels[:, None])[:, 0]
+    expected = grad_attention(scores, tapped, create_graph=False).detach()
+    assert attention_distance(expected, found.maps.flatten(1)) < 1e-3
+    assert found.maps.shape == (12, 8, 8)
+    assert torch.allclose(found.scores, outputs.logits, atol=1e-4)
+
+
+def test_a_first_version_has_old_classes_alone(folders, known, tmp_path):
+    found = diagnose(folders[2], workspace=known, version=1, output=tmp_path, device="cpu")
+    assert (found.old, found.distances, found.drift) == (2, (), ())
+    assert found.confusion.sum() == 10 and (tmp_path / "attention.png").exists()
+
+
+def test_logits_that_are_not_used_have_no_attention(folders, tmp_path):
+    for folder in folders[:2]:
+        small_runs.learn(folder, tmp_path / "w", method="ncm")
+    found = diagnose(folders[2], workspace=tmp_path / "w", output=tmp_path / "o", device="cpu")
+    assert found.to_json()["drift"][0]["attention"] is None
+    assert found.drift[0].cosine == pytest.approx(1, abs=1e-5)  # the backbone is frozen
+    assert not (tmp_path / "o" / "attention.png").exists()
+
+
+def test_without_scikit_learn_the_rest_is_there(folders, known, tmp_path, monkeypatch):
+    def missing(features):
+        raise DependencyMissing("t-SNE needs scikit-learn", hint="install it")
+
+    monkeypatch.setattr(running, "neighbour_plane", missing)
+    said = []
+    found = diagnose(folders[2], workspace=known, output=tmp_path, say=said.append, device="cpu")
+    assert said == ["t-SNE needs scikit-learn: install it"]
+    assert not [p for p in found.files if p.name.startswith("tsne")]
+
+
+def test_what_cannot_be_diagnosed_is_refused_before_anything_is_written(folders, known, tmp_path):
+    new = toys.write_folder(tmp_path / "new", (2,), count=2)
+    strange = toys.write_folder(tmp_path / "strange", (7,), count=2)
+    target = tmp_path / "out"
+    for arguments, error, words in (
+        ({"test_data": new}, DataError, "no image of the 2 old classes"),
+        ({"test_data": strange}, DataError, "none of its classes"),
+        ({"test_data": folders[2], "new_data": folders[0]}, DataError, "no image of the new"),
+        ({"test_data": folders[2], "version": 9}, WorkspaceError, "no version 9"),
+    ):
+        with pytest.raises(error, match=words):
+            diagnose(**arguments, workspace=known, output=target, device="cpu")
+    assert not target.exists()
+
+
+def test_the_command_in_its_three_modes(folders, known, tmp_path):
+    common = ("diagnose", "--test-data", folders[2], "--workspace", known, "-o", tmp_path)
+    code, out, err = ask(*common)
+    assert code == 0, err
+    assert "MID" in out and "real new" in out and "confusion.png" in out and ".svg" not in out
+    code, out, _ = ask(*common, "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["ok"] and answer["result"]["path"] == str(tmp_path)
+    assert answer["result"]["distances"][0]["sample"] == "real new"
+    assert ask(*common, "-q") == (0, f"{tmp_path}\n", "")
+    assert ask(*common, "--synthetic", 1)[0] == 2
+
+
+def test_samples_that_are_spread_have_both_ends():
+    assert spread(3, 5) == [0, 1, 2] and spread(1, 4) == [0] and spread(101, 3) == [0, 50, 100]
+
+
+def test_a_streamed_set_is_looked_at_alike(known):
+    _, model = load_version(Workspace(known), 1)
+    images = toys.image_set(range(2), 4)
+    whole = look(model, images, CIFAR, Compute("cpu", 1, "float32"))
+    part = look(model, ImageSet(images.pixels[3:], images.labels[3:]), CIFAR,
+                Compute("cpu", 1, "float32"))  # fmt: skip
+    assert torch.allclose(whole.features[3:], part.features, atol=1e-5)
