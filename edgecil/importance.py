@@ -13,13 +13,14 @@ from edgecil.data.images import Batch, ImageSet
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import Field
 from edgecil.method import Context, ModuleSpec, Origin, Term, Terms, ce_span
+from edgecil.nets.net import Outputs
 
 FIELD = Field("importance", "backbone", "how much every weight of the backbone matters")
 MEMORY = 256 << 20
 """Bytes that the gradients of one group of images may take."""
 
-Score = Callable[[Tensor, Tensor], Tensor]
-"""``(logits (1, width), noise) -> scalar`` whose gradient is looked at; noise in [0, 1)."""
+Score = Callable[[Outputs, Tensor], Tensor]
+"""``(outputs of one image, noise) -> scalar`` whose gradient is looked at; noise in [0, 1)."""
 
 
 def per_image(
@@ -38,7 +39,7 @@ def per_image(
 
     def of_one(parameters: Mapping[str, Tensor], image: Tensor, noise: Tensor) -> Tensor:
         every = {f"backbone.{n}": p for n, p in parameters.items()} | buffers | rest
-        return score(functional_call(net, every, (image[None],)).logits.float(), noise)
+        return score(functional_call(net, every, (image[None],)), noise)
 
     gradients = vmap(grad(of_one), in_dims=(None, 0, 0))
     size = sum(w.nbytes for w in weights.values())
@@ -61,20 +62,26 @@ def fisher(ctx: Context, images: ImageSet) -> dict[str, Tensor]:
     """
     seen = ctx.classes.seen
 
-    def log_likelihood(logits: Tensor, noise: Tensor) -> Tensor:
-        logs = torch.log_softmax(logits[0, :seen], dim=0)
+    def log_likelihood(outputs: Outputs, noise: Tensor) -> Tensor:
+        logs = torch.log_softmax(outputs.logits[0, :seen].float(), dim=0)
         drawn = (logs.detach().exp().cumsum(0) < noise).sum().clamp_max(seen - 1)
         return logs.gather(0, drawn[None])[0]
 
     return per_image(ctx, images, log_likelihood, torch.square)
 
 
-def sensitivity(ctx: Context, images: ImageSet) -> dict[str, Tensor]:
-    """Return the mean of |d ||f(x)||^2 / d theta| over the images, f the seen logits (MAS)."""
+def sensitivity(
+    ctx: Context, images: ImageSet, answer: Callable[[Outputs], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the mean of |d ||f(x)||^2 / d theta| over the images (MAS).
+
+    f is ``answer``, by default the logits of the seen classes.
+    """
     seen = ctx.classes.seen
 
-    def length(logits: Tensor, noise: Tensor) -> Tensor:
-        return logits[0, :seen].square().sum()
+    def length(outputs: Outputs, noise: Tensor) -> Tensor:
+        found = outputs.logits[:, :seen] if answer is None else answer(outputs)
+        return found.float().square().sum()
 
     return per_image(ctx, images, length, torch.abs)
 
@@ -136,6 +143,14 @@ def keep(ctx: Context, measured: Mapping[str, Tensor], old_share: float, new_sha
         for name, value in ctx.kept.read(FIELD.name).items():
             total[name] = total[name] + old_share * value
     ctx.keeps.write(FIELD.name, {n: v.astype(np.float32) for n, v in total.items()})
+
+
+def add(ctx: Context, measured: Mapping[str, Tensor], share: float) -> None:
+    """Keep ``share`` times what was measured beside what this increment keeps already."""
+    total = ctx.keeps.read(FIELD.name)
+    for name, value in measured.items():
+        total[f"backbone.{name}"] += np.float32(share) * value.cpu().numpy()
+    ctx.keeps.write(FIELD.name, total)
 
 
 def needs_importance(origin: Origin) -> str | None:

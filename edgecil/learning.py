@@ -109,9 +109,10 @@ def learn(
             deadline, folder=workspace.run,
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
-        sets = {"new": job.images.new, "kept": job.kept}
         try:
-            outcome = increment.train(job.task, sets, session, saved=saved, paths=job.images.paths)
+            outcome = increment.train(
+                job.task, job.sets, session, saved=saved, paths=job.images.paths
+            )
             return _finish(job, outcome, tests, workspace, session)
         except (TrainingError, BudgetError, DataError):
             # It would fail in the same way again: there is nothing to resume.
@@ -129,7 +130,8 @@ def _committed(workspace: Workspace, listener: Listener) -> LearnResult:
 
 def _identity(job: Job) -> dict[str, Any]:
     parent = job.parent.version if job.parent else None
-    return {"fingerprint": job.images.fingerprint, "parent": parent}
+    others = {f"images of {name}": value for name, value in job.other_fingerprints.items()}
+    return {"fingerprint": job.images.fingerprint, "parent": parent, **others}
 
 
 def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
@@ -137,8 +139,9 @@ def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
     for name, value in _identity(job).items() if settled else ():
         if settled[name] != value:
             what = {"fingerprint": f"the images in {job.request.new_data}"}
+            what["parent"] = "the current version"
             raise WorkspaceError(
-                f"{what.get(name, 'the current version')} changed since the run was interrupted",
+                f"{what.get(name, f'the {name}')} changed since the run was interrupted",
                 hint="edgecil learn --discard --new-data dir/ to start over",
             )
 

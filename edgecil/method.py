@@ -124,7 +124,8 @@ class Context:
     keeps: Store
     """Fields of the version being learned (write)."""
     sets: dict[str, ImageSet]
-    """``new`` and ``kept`` images; after selection ``exemplars`` as they decode from storage."""
+    """``new`` and ``kept`` images and those of the recipe's sources; after selection
+    ``exemplars`` as they decode from storage."""
     device: torch.device
     stream: Callable[[str], torch.Generator]
     """A CPU generator for a purpose, seeded by (seed, increment, phase, step)."""
@@ -243,6 +244,19 @@ class ModuleSpec:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A folder of images beside the new ones, at any depth, that show none of the classes.
+
+    ``Context.sets`` has them decoded as ``name``. An ``option`` of the method gives ``folder``
+    (see :func:`edgecil.options.option`); without one the method is refused before training.
+    """
+
+    name: str
+    option: str
+    folder: str
+
+
+@dataclass(frozen=True)
 class Selection:
     """How exemplars are chosen: ``rank`` orders the images of one class, best first.
 
@@ -309,6 +323,7 @@ class Recipe:
     asks_lessons: bool = False
     """True when its steps ask teachers by :func:`edgecil.lessons.lesson` alone: a plug-in may
     then put others in their place."""
+    sources: tuple[Source, ...] = ()
     selection: Selection | None = None
     begin: Callable[[Context], None] = nothing
     """Runs after the engine has grown the head."""

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from edgecil.errors import UsageError
@@ -19,9 +20,13 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    path: bool = False,
 ) -> Any:
-    """Return a dataclass field of a method option with its range ``[low, high]`` or choices."""
-    limits = {"help": help, "low": low, "high": high, "choices": choices}
+    """Return a dataclass field of a method option with its range ``[low, high]`` or choices.
+
+    With ``path`` its text names a file or folder and is made absolute.
+    """
+    limits = {"help": help, "low": low, "high": high, "choices": choices, "path": path}
     return field(default=default, metadata=limits)
 
 
@@ -60,6 +65,8 @@ def make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
             raise UsageError(f"option {name}: {value!r} is not one of {', '.join(meta['choices'])}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"option {name} must be a finite number, got {value}")
+        if meta["path"] and value:
+            value = str(Path(value).absolute())
         low, high = meta["low"], meta["high"]
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"

@@ -115,8 +115,7 @@ def check_budget(task: Task, side: int, sizes: Sequence[int]) -> MemoryPlan:
 def make_plan(job: Job, compute: Compute) -> LearnPlan:
     """Return the plan of a job, after timing a few real steps of its first phase."""
     session = Session(compute, job.preprocess, job.augment, job.request.seed)
-    sets = {"new": job.images.new, "kept": job.kept}
-    ctx, phases = increment.begin(job.task, sets, session)
+    ctx, phases = increment.begin(job.task, job.sets, session)
     rows: list[dict[str, Any]] = []
     rate = 0.0
     for number, phase in enumerate(phases):

@@ -27,6 +27,7 @@ from edgecil.nets.net import Net, NetSpec
 from edgecil.options import nearest
 from edgecil.request import LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
+from edgecil.sources import fingerprints, load_sources, scan_sources
 from edgecil.workspace import FOREIGN, VersionManifest, Workspace
 
 ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"
@@ -47,7 +48,15 @@ class Job:
     images: Images
     kept: ImageSet
     device: torch.device
+    others: Mapping[str, ImageSet] = field(default_factory=dict)
+    """Images of the recipe's sources, by name."""
+    other_fingerprints: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """All images to train on."""
+        return {**self.others, "new": self.images.new, "kept": self.kept}
 
     @property
     def class_sizes(self) -> list[int]:
@@ -216,6 +225,8 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         spec = NetSpec(arch, "cosine" if recipe.head_kind == "cosine" else "linear", width)
     _check_exemplar_size(asked_size, recipe, preprocess.resize, model.kept if model else Store(()))
     old = parent.groups if parent else ()
+    known = (*(parent.names if parent else ()), *folder.classes)
+    others = scan_sources(recipe, folder.paths, known)
     images = decode_new(
         request, folder, sum(old), preprocess, device, workspace.root, note, listener
     )
@@ -226,9 +237,12 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     )  # fmt: skip
     kept = _kept_images(model, recipe, preprocess, device)
     augment = request.augment or (preset and preset.augment) or Augment.for_size(preprocess.size)
+    options |= {source.option: source.folder for source in recipe.sources}
     request = dataclasses.replace(request, options=options)
     return Job(
-        request, recipe, task, preprocess, augment, parent, names, images, kept, device, notes
+        request, recipe, task, preprocess, augment, parent, names, images, kept, device,
+        load_sources(others, request, preprocess, device, workspace.root, note),
+        fingerprints(others), notes,
     )  # fmt: skip
 
 

@@ -77,7 +77,12 @@ def sets_of(given: Task, new: ImageSet) -> dict[str, ImageSet]:
     """Return the sets that a task trains on."""
     empty = ImageSet(new.pixels[:0], new.labels[:0])
     replays = given.previous is not None and given.recipe.selection is not None
-    return {"new": new, "kept": exemplar_images(given.previous.kept, SIDE) if replays else empty}
+    others = {s.name: image_set(range(90, 94), 5) for s in given.recipe.sources}
+    return {
+        **others,
+        "new": new,
+        "kept": exemplar_images(given.previous.kept, SIDE) if replays else empty,
+    }
 
 
 def files_of(images: ImageSet, folder) -> list:

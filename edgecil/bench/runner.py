@@ -77,7 +77,9 @@ class Run:
     def key(self) -> str:
         """The name of the run's file: one per method, options, settings and seed."""
         extras = [f"{k}={v}" for k, v in sorted(self.settings.items()) if v is not None]
-        return "-".join([str(self.variant).replace(":", "-"), *extras, f"seed{self.seed}"])
+        return "-".join(
+            [str(self.variant).replace(":", "-").replace("/", "_"), *extras, f"seed{self.seed}"]
+        )
 
     def request(self, folder: Path, classes: tuple[str, ...], *, base: bool) -> LearnRequest:
         """Return what to ask of one increment."""

@@ -74,6 +74,21 @@ def scan(folder: str | os.PathLike[str]) -> ImageFolder:
     return replace(found, test=_scan_classes(test) if test else None, notes=notes + found.notes)
 
 
+def scan_all(folder: str | os.PathLike[str]) -> ImageFolder:
+    """Return all images at any depth of ``folder``, of whatever: one class, called like the folder.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of images")
+    images, _ = _files(root, deep=True)
+    if not images:
+        raise DataError(f"{root}: no image ({_ENDINGS}) in it")
+    return ImageFolder(root, (root.name,), tuple(images), (0,) * len(images))
+
+
 def _splits(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     """Return the training folder, the test folder or None, and notes."""
     names = _visible_folders(root)

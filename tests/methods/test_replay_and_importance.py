@@ -36,7 +36,7 @@ class TestImportance:
         total = {n: torch.zeros(p.shape) for n, p in net.backbone.named_parameters()}
         net.requires_grad_(True)
         for image in torch.cat(list(ctx.loader(images))):
-            value = score(net(image[None]).logits.float(), torch.tensor(0.5))
+            value = score(net(image[None]), torch.tensor(0.5))
             grads = torch.autograd.grad(value, list(net.backbone.parameters()))
             for name, grad in zip(names, grads, strict=True):
                 total[name] += fold(grad) / len(images)
@@ -47,7 +47,8 @@ class TestImportance:
         ctx, _ = context("ewc", (3,), tmp_path)
         images = toys.image_set(range(3), 3)
 
-        def score(logits, noise):
+        def score(outputs, noise):
+            logits = outputs.logits.float()
             return logits[0, 0] * noise + logits[0].square().sum()
 
         ctx.stream = lambda name: torch.Generator().manual_seed(0)

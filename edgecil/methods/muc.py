@@ -1,0 +1,249 @@
+"""Multi-classifier: side classifiers that disagree elsewhere also hold the old classes.
+
+Liu et al. 2020, as in their code, over ``lwf`` or ``mas``. After an increment, side classifiers on
+the frozen features learn its classes and to disagree on other images: a folder of images that show
+none of the classes, ``--set ood=DIR``. The next increment keeps their answers too (``lwf``), or the
+weights that these depend on (``mas``). They never classify: the rule is the host's.
+Kept between increments: over ``lwf`` the side classifiers of the last increment; over ``mas``
+nothing more, as one number per weight holds the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import Batch
+from edgecil.errors import UsageError
+from edgecil.importance import add, sensitivity
+from edgecil.lessons import continues
+from edgecil.losses.distillation import softmax_distillation
+from edgecil.memory.fields import Field
+from edgecil.method import (
+    Classes,
+    Context,
+    ModuleSpec,
+    Phase,
+    Recipe,
+    Setup,
+    Source,
+    Step,
+    Term,
+    Terms,
+)
+from edgecil.nets.arithmetic import full_precision
+from edgecil.nets.net import Outputs
+from edgecil.nets.taps import forward_outputs, freeze
+from edgecil.options import option
+from edgecil.settings import Schedule, Training
+
+OOD, NEW, OLD = "ood", "sides", "old-sides"
+TEMPERATURE = 2.0
+SCHEDULE = Schedule("step", (40 / 80, 60 / 80, 70 / 80))
+MAS_SHARE = 1.4
+"""What the published code multiplies the side classifiers' mean importance by."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``muc``."""
+
+    ood: str = option("", "folder of images that show none of the classes", path=True)
+    sides: int = option(3, "side classifiers", low=2, high=16)
+    disagreement: float = option(1.0, "weight of their disagreement on those images", low=0.0)
+    side_weight: float = option(
+        1.0, "weight of what they say, beside the classifier's own answers", low=0.0
+    )
+    side_epochs: float = option(
+        0.4, "epochs of their training, as a part of the increment's", low=0.01, high=10.0
+    )
+
+
+class Sides(nn.Module):
+    """Several linear classifiers of the same features; begins like as many ``nn.Linear``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(sides, N, C)`` of features ``(N, D)``."""
+        with full_precision(features):
+            rows = self.weight.transpose(1, 2)
+            return features.to(self.weight.dtype) @ rows + self.bias[:, None]
+
+
+def disagreement(logits: Tensor) -> Tensor:
+    """Return sum_{i<j} of the mean of |p_i - p_j| over images and classes; a scalar.
+
+    ``logits`` ``(sides, N, C)``, p their softmax.
+    """
+    shares = torch.softmax(logits.float(), dim=2)
+    pairs = combinations(shares.unbind(), 2)
+    return torch.stack([(a - b).abs().mean() for a, b in pairs]).sum()
+
+
+def has_sides(classes: Classes, increment: int) -> bool:
+    """Return whether an increment (0: the base) trains side classifiers.
+
+    A softmax over one class says nothing, and a single class needs none.
+    """
+    return 0 <= increment < len(classes.groups) and classes.groups[increment] > 1
+
+
+def _taught(classes: Classes) -> bool:
+    return has_sides(classes, len(classes.groups) - 2)
+
+
+def _new_sides(count: int, ctx: Context) -> Sides:
+    shape, bound = (count, ctx.classes.new, ctx.net.feature_dim), ctx.net.feature_dim**-0.5
+    draws = torch.rand((shape[0], shape[1], shape[2] + 1), generator=ctx.stream(NEW))
+    drawn = (2 * draws - 1) * bound
+    return Sides(drawn[..., :-1].contiguous(), drawn[..., -1].contiguous())
+
+
+def _kept_sides(ctx: Context) -> nn.Module:
+    if not _taught(ctx.classes):
+        return nn.Module()
+    return Sides(*(torch.from_numpy(ctx.kept.read(f"{NEW}.{part}")) for part in ("weight", "bias")))
+
+
+def _elsewhere(ctx: Context, count: int) -> Tensor:
+    """Return features ``(count, D)`` of images drawn from the other ones.
+
+    The network is frozen and these images are not changed: all features are computed once.
+    """
+    if OOD not in ctx.by_view:
+        ctx.by_view[OOD] = ctx.features(ctx.sets[OOD])
+    known = ctx.by_view[OOD]
+    rows = torch.randint(len(known), (count,), generator=ctx.stream(f"{OOD}-{ctx.step}"))
+    return known.index_select(0, rows.to(known.device))
+
+
+def side_step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return the side classifiers' cross-entropies on new images, less their disagreement."""
+    sides = ctx.modules[NEW]
+    with torch.no_grad():
+        features = ctx.net(batch.images).features
+    labels = (batch.labels - ctx.classes.old).expand(options.sides, -1)
+    logits = sides(features).float()
+    value = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    apart = disagreement(sides(_elsewhere(ctx, len(batch.labels))))
+    return {
+        "side classification": Term(value, options.sides, to=(NEW,)),
+        "disagreement": Term(apart, -options.disagreement, to=(NEW,)),
+    }
+
+
+def side_phase(options: Options, setup: Setup) -> tuple[Phase, ...]:
+    """Return the training of the side classifiers on frozen features, where there is one."""
+    if not has_sides(setup.classes, len(setup.classes.groups) - 1):
+        return ()
+    optim = replace(setup.training.optim, schedule=SCHEDULE)
+    training: Training = replace(setup.training, optim=optim)
+    step = partial(side_step, options)
+    return (
+        Phase("side classifiers", step, training, trains=(NEW,), mode="eval",
+              part=options.side_epochs),
+    )  # fmt: skip
+
+
+def taught_step(host: Step, weight: float, ctx: Context, batch: Batch) -> Terms:
+    """Return the host's terms and KD_T of the old side classifiers, mean over these.
+
+    No network is asked again. Their weight is ``weight`` times that of the host's distillation.
+    """
+    teacher = ctx.teachers["previous"]
+    with forward_outputs(ctx.net) as mine, forward_outputs(teacher) as theirs:
+        terms = dict(host(ctx, batch))
+    with torch.no_grad():
+        wanted = ctx.teachers[OLD](theirs[-1].features)
+    said = ctx.modules[OLD](mine[-1].features)
+    value = softmax_distillation(wanted.flatten(0, 1), said.flatten(0, 1), TEMPERATURE)
+    share = weight * terms["distillation"].weight
+    return {**terms, "side distillation": Term(value, share, to=("backbone", OLD))}
+
+
+def over_lwf(host: Recipe, options: Options) -> Recipe:
+    """Return ``host`` with distillation of the side classifiers."""
+    parts = {"weight": (options.sides, "C_new", "D"), "bias": (options.sides, "C_new")}
+    fields = tuple(
+        Field(f"{NEW}.{part}", shape, "side classifiers, which the classifier lacks")
+        for part, shape in parts.items()
+    )
+
+    def phases(setup: Setup) -> tuple[Phase, ...]:
+        found = host.phases(setup)
+        if _taught(setup.classes):
+            found = tuple(
+                replace(p, step=partial(taught_step, p.step, options.side_weight),
+                        trains=(*p.trains, OLD))
+                for p in found
+            )  # fmt: skip
+        return (*found, *side_phase(options, setup))
+
+    def teachers(ctx: Context) -> dict[str, nn.Module]:
+        known = host.teachers(ctx)
+        return {**known, OLD: freeze(_kept_sides(ctx)).to(ctx.device)} if known else known
+
+    def end(ctx: Context) -> None:
+        host.end(ctx)
+        for part in parts:
+            values = getattr(ctx.modules[NEW], part).detach()
+            ctx.keeps.write(f"{NEW}.{part}", values.cpu().numpy())
+
+    return replace(
+        host, phases=phases, teachers=teachers, end=end, fields=(*host.fields, *fields),
+        modules=(*host.modules, ModuleSpec(OLD, _kept_sides)), adopt=continues(host, fields),
+    )  # fmt: skip
+
+
+def over_mas(host: Recipe, options: Options) -> Recipe:
+    """Return ``host`` with the mean sensitivity of the side classifiers in its importance.
+
+    Two penalties with one anchor and one strength are one penalty with the sum (the published
+    code keeps both summands).
+    """
+
+    def phases(setup: Setup) -> tuple[Phase, ...]:
+        return (*host.phases(setup), *side_phase(options, setup))
+
+    def end(ctx: Context) -> None:
+        host.end(ctx)
+        if has_sides(ctx.classes, len(ctx.classes.groups) - 1):
+            ctx.modules[NEW].requires_grad_(False)
+            for number in range(options.sides):
+                found = sensitivity(ctx, ctx.sets["new"], partial(_answer, ctx, number))
+                add(ctx, found, MAS_SHARE * options.side_weight / options.sides)
+
+    return replace(host, phases=phases, end=end)
+
+
+def _answer(ctx: Context, number: int, outputs: Outputs) -> Tensor:
+    answer: Tensor = ctx.modules[NEW](outputs.features)[number]
+    return answer
+
+
+HOSTS = {"lwf": over_lwf, "mas": over_mas}
+
+
+def plug(host: Recipe, options: Options) -> Recipe:
+    """Return ``host`` with side classifiers.
+
+    Raises:
+        UsageError: the host is none of ``lwf`` and ``mas``.
+    """
+    if host.name not in HOSTS:
+        raise UsageError(
+            f"side classifiers cannot be laid over {host.name}", hint="lwf+muc or mas+muc"
+        )
+    plugged = HOSTS[host.name](host, options)
+    return replace(
+        plugged,
+        modules=(*plugged.modules, ModuleSpec(NEW, partial(_new_sides, options.sides))),
+        sources=(*plugged.sources, Source(OOD, "ood", options.ood)),
+    )
