@@ -121,6 +121,11 @@ class Optim:
         return cls(**{**data, "schedule": Schedule(**schedule)})
 
 
+# Without a rise, a few hundred steps from random weights end far below: 72.2 and 83.2 % in place
+# of 92.2 and 90.4 % on the first five classes of the protocol `quick` (finetune, seeds 0 and 1).
+WARM = Schedule("cosine", warmup=0.2)
+
+
 @dataclass(frozen=True)
 class Training:
     """How long and with what optimiser an increment is trained.
@@ -130,7 +135,7 @@ class Training:
 
     epochs: int | None = None
     batch_size: int = 128
-    optim: Optim = Optim()
+    optim: Optim = Optim(schedule=WARM)
     min_steps: int = 400
 
     def epochs_for(self, images: int, part: float = 1.0) -> int:
@@ -163,8 +168,10 @@ class Training:
 ABD_TRAINING = Training(
     250, 128, Optim(0.1, 0.9, 2e-4, Schedule("step", (100 / 250, 150 / 250, 200 / 250)))
 )
+# ABD's code; the paper speaks of flips and crops alone.
+ABD_AUGMENT = Augment("pad", brightness=63 / 255, contrast=0.8)
 # iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, divided by 5 after 49 and 63.
 ICARL_TRAINING = Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2)))
 # Losses summed over units want a smaller step than the default; the choice was made by 5 epochs
 # on ten classes of CIFAR-100.
-SUMMED_TRAINING = Training(optim=Optim(lr=0.05))
+SUMMED_TRAINING = Training(optim=Optim(lr=0.05, schedule=WARM))
