@@ -171,6 +171,22 @@ def _old_classes(old: Store, codec: ItemCodec, size: Size) -> list[_Ranked]:
     ]
 
 
+def _ranked_again(
+    before: _Ranked, start: int, total: int, rows: NDArray[np.int64], encode: Callable[[int], bytes]
+) -> _Ranked:
+    """Return kept and new images of an old class in a new order, the kept ones as ``before``.
+
+    ``rows`` count the ``total`` kept images first, of which those of the class begin at
+    ``start``, then the new ones, which ``encode`` encodes.
+    """
+
+    def item(rank: int) -> bytes:
+        row = int(rows[rank])
+        return before.items(row - start + 1)[row - start] if row < total else encode(row - total)
+
+    return _Ranked(len(rows), item)
+
+
 def _file_size(
     fields: Sequence[Field], codec: ItemCodec, size: Size, dimensions: Dimensions | None
 ) -> Callable[[Sequence[int], int], int]:
@@ -205,9 +221,13 @@ def _prefixes(values: Array, sizes: Sequence[int], counts: Sequence[int]) -> lis
     return [values[a : a + n] for a, n in zip(starts, counts, strict=False)]
 
 
+def _blank(count: int, like: Array) -> Array:
+    return np.zeros((count, *like.shape[1:]), like.dtype)
+
+
 def _write_columns(
     old: Store, new: Store, ranked: Sequence[NDArray[np.int64]], counts: Sequence[int],
-    values: Mapping[str, Array],
+    values: Mapping[str, Array], updated: Mapping[int, NDArray[np.int64]],
 ) -> None:  # fmt: skip
     before = old.read(COUNTS).tolist() if COUNTS in old else []
     for field in columns(new.fields):
@@ -217,7 +237,10 @@ def _write_columns(
         if field.name in old:
             kept = _prefixes(old.read(field.name), before, counts[: len(before)])
         else:  # adopted from a method without this column: nothing is known about them
-            kept = [np.zeros((n, *given.shape[1:]), given.dtype) for n in counts[: len(before)]]
+            kept = [_blank(n, given) for n in counts[: len(before)]]
+        for label, rows in updated.items():
+            whole = old.read(field.name) if field.name in old else _blank(sum(before), given)
+            kept[label] = np.concatenate([whole, given])[rows[: counts[label]]]
         fresh = [given[rows[:n]] for rows, n in zip(ranked, counts[len(before) :], strict=True)]
         new.write(field.name, np.concatenate([*kept, *fresh]))
 
@@ -232,6 +255,7 @@ def build_exemplars(
     paths: Sequence[str | PathLike[str]] | None = None,
     dimensions: Dimensions | None = None,
     values: Mapping[str, Array] | None = None,
+    updated: Mapping[int, NDArray[np.int64]] | None = None,
 ) -> int:
     """Write the exemplars of old and new classes to ``new`` and return their number per class.
 
@@ -242,7 +266,9 @@ def build_exemplars(
 
     ``paths`` of the new images are needed by the codec ``reference``, which takes no budget;
     ``dimensions`` when other kept fields share the file with a budget in bytes; ``values`` has
-    for every column of the declaration one row per new image.
+    for every column of the declaration one row per new image. ``updated`` has for every old
+    class with new images its rows of the kept images followed by the new ones, best first; kept
+    images stay byte for byte in their new order, too.
 
     Raises:
         BudgetError: not one exemplar per class fits.
@@ -256,11 +282,19 @@ def build_exemplars(
         if paths is None or not budget.unlimited:
             raise ValueError("references need the paths of the new images, and take no budget")
         sources = paths
+
+    def encode(row: int) -> bytes:
+        return codec.encode_item(sources[row])
+
     fresh = [
-        _Ranked(len(rows), lambda rank, rows=rows: codec.encode_item(sources[rows[rank]]))  # type: ignore[misc]
+        _Ranked(len(rows), lambda rank, rows=rows: encode(rows[rank]))  # type: ignore[misc]
         for rows in ranked
     ]
-    lists = _old_classes(old, codec, size) + fresh
+    lists = _old_classes(old, codec, size)
+    sizes = [len(of_class) for of_class in lists]
+    for label, rows in (updated or {}).items():
+        lists[label] = _ranked_again(lists[label], sum(sizes[:label]), sum(sizes), rows, encode)
+    lists += fresh
     file_bytes: Callable[[Sequence[int], int], int] = lambda counts, item_bytes: 0  # noqa: E731
     if budget.bytes is not None:
         file_bytes = _file_size(new.fields, codec, size, dimensions)
@@ -271,5 +305,5 @@ def build_exemplars(
         raise DataError(f"a class has {max(counts)} exemplars; at most {_MOST_PER_CLASS} are kept")
     new.write_items(IMAGES, list(chain.from_iterable(chosen)), size)
     new.write(COUNTS, np.array(counts, np.uint16))
-    _write_columns(old, new, ranked, counts, values or {})
+    _write_columns(old, new, ranked, counts, values or {}, updated or {})
     return count

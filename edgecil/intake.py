@@ -18,7 +18,7 @@ from PIL import Image
 from edgecil.data.decode import Loaded, Progress, load, split_validation
 from edgecil.data.images import ImageSet, concat
 from edgecil.data.resident import free_host_bytes, pixel_bytes, place, streams
-from edgecil.data.source import ImageFolder, align, check_new, fingerprint, scan
+from edgecil.data.source import ImageFolder, align, check_new, fingerprint, folded, scan
 from edgecil.data.streams import stream
 from edgecil.engine.events import Listener, Stage
 from edgecil.errors import DataError, UsageError
@@ -38,10 +38,12 @@ class Images:
     """The images of an increment, decoded."""
 
     folder: ImageFolder
-    """Where they come from, classes in order of introduction."""
+    """Where they come from, labelled by head row: known classes, then the new ones."""
+    old: int
+    """Number of classes that are known already."""
     new: ImageSet
     held_out: ImageSet | None
-    """Images of the new classes set aside by ``--val-fraction``."""
+    """New images set aside by ``--val-fraction``."""
     paths: Sequence[Path]
     """Files of ``new``, in order."""
     fingerprint: str
@@ -49,7 +51,7 @@ class Images:
     @property
     def names(self) -> tuple[str, ...]:
         """New classes, in order of introduction."""
-        return self.folder.classes
+        return self.folder.classes[self.old :]
 
     @property
     def file_bytes(self) -> int:
@@ -66,21 +68,30 @@ class Images:
 
 
 def scan_new(request: LearnRequest, parent: VersionManifest | None, say: Say) -> ImageFolder:
-    """Return the folder of new images, its classes in order of introduction.
+    """Return the folder of new images, labelled by head row: known classes, then the new ones.
 
     Raises:
-        DataError: there is nothing to learn in it, or a class is known already.
-        UsageError: ``class_order`` does not name exactly the classes of the folder.
+        DataError: there is nothing to learn in it, or a class is known already and
+            ``update_known`` was not asked for.
+        UsageError: ``class_order`` does not name exactly the new classes of the folder.
     """
     folder = scan(request.new_data)
     for note in folder.notes:
         say(note)
-    check_new(folder.classes, parent.names if parent else ())
-    if request.class_order is None:
-        return folder
-    if sorted(request.class_order) != sorted(folder.classes):
-        raise UsageError("class_order must name exactly the classes of the folder, each once")
-    return dataclasses.replace(align(folder, request.class_order), test=folder.test)
+    known = parent.names if parent else []
+    if not request.update_known:
+        check_new(folder.classes, known)
+    taken = {folded(name) for name in known}
+    fresh = [name for name in folder.classes if folded(name) not in taken]
+    order = fresh if request.class_order is None else list(request.class_order)
+    if sorted(order) != sorted(fresh):
+        raise UsageError("class_order must name exactly the new classes of the folder, each once")
+    return dataclasses.replace(align(folder, (*known, *order)), test=folder.test)
+
+
+def updated_rows(folder: ImageFolder, old: int) -> tuple[int, ...]:
+    """Return the head rows of the ``old`` known classes that have images in a scanned folder."""
+    return tuple(sorted(row for row in set(folder.labels) if row < old))
 
 
 def choose_input(
@@ -149,7 +160,7 @@ def decode_new(
     say: Say,
     listener: Listener,
 ) -> Images:
-    """Return the decoded new images; their labels are head rows from ``old`` on.
+    """Return the decoded new images of a scanned folder, beside ``old`` known classes.
 
     Those that are streamed lie on the disk of the folder ``disk``.
 
@@ -173,14 +184,13 @@ def decode_new(
         )
     for skipped in loaded.skipped:
         say(f"skipped: {skipped.reason}")
-    every = ImageSet(loaded.images.pixels, loaded.images.labels + old)
-    paths, held = loaded.paths, None
+    every, paths, held = loaded.images, loaded.paths, None
     if request.val_fraction:
         generator = stream(request.seed, "validation", old)
         rows, held_rows = split_validation(every.labels, request.val_fraction, generator)
         held = every.subset(held_rows)
         every, paths = every.subset(rows), tuple(paths[i] for i in rows.tolist())
-    return Images(folder, place(every, device), held, paths, before)
+    return Images(folder, old, place(every, device), held, paths, before)
 
 
 def scan_tests(path: str | os.PathLike[str]) -> ImageFolder:

@@ -140,9 +140,11 @@ def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
         if settled[name] != value:
             what = {"fingerprint": f"the images in {job.request.new_data}"}
             what["parent"] = "the current version"
+            began = settled["parent"] if name == "parent" else None
+            back = f", or first edgecil rollback {began}" if began else ""
             raise WorkspaceError(
                 f"{what.get(name, f'the {name}')} changed since the run was interrupted",
-                hint="edgecil learn --discard --new-data dir/ to start over",
+                hint="edgecil learn --discard --new-data dir/ to start over" + back,
             )
 
 
@@ -251,6 +253,7 @@ def _manifest(
             "preset": request.preset,
             "new_images": len(job.images.new),
             "new_images_per_class": job.class_sizes[job.task.classes.old :],
+            "updated": _updated(job),
             "new_image_bytes": job.images.file_bytes,
             "images": outcome.images,
             "seconds": clock.seconds,
@@ -262,8 +265,15 @@ def _manifest(
         },
         test=None if evaluation is None else _test_record(job, evaluation),
         notes=job.notes,
+        increments=job.task.classes.increment,
         edgecil_version=__version__,
     )
+
+
+def _updated(job: Job) -> list[dict[str, int]]:
+    """Return head row and number of new images of the known classes that were taught again."""
+    counts = torch.bincount(job.images.new.labels.cpu(), minlength=len(job.names)).tolist()
+    return [{"class": row, "images": counts[row]} for row in job.task.classes.updated]
 
 
 def _test_record(job: Job, evaluation: Evaluation) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def sigmoid_terms(
     logits: Tensor, batch: Batch, ctx: Context, teacher: Tensor | None, reduction: Reduction
 ) -> dict[str, Term]:
     """Return iCaRL's loss as terms: ``classification`` and, with a teacher, ``distillation``."""
-    losses = sigmoid_losses(logits, batch.labels, ctx.classes.old, teacher)
+    classes = ctx.classes
+    losses = sigmoid_losses(logits, batch.labels, classes.old, teacher, classes.updated)
     weight = unit_weight(reduction, logits)
     return {name: Term(value, weight) for name, value in losses.items()}
 
@@ -103,7 +104,8 @@ def sigmoid_terms(
 def sigmoid_step(reduction: Reduction, ctx: Context, batch: Batch) -> Terms:
     """Return iCaRL's loss on a batch.
 
-    Images of old classes are taught by the teacher's outputs, not by their labels.
+    Images of old classes are taught by the teacher's outputs, not by their labels, unless there
+    are new images of the class: then its own unit learns the label.
     """
     taught = lesson(ctx, batch)
     logits = ctx.net(batch.images).logits

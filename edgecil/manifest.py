@@ -44,6 +44,9 @@ class VersionManifest:
     notes: list[str] = field(default_factory=list)
     forgotten: list[dict[str, Any]] = field(default_factory=list)
     """Kept images that were removed later: what, how many, when, by whom."""
+    increments: int | None = None
+    """Number of increments so far; None: that of the newest class. An increment that brings images
+    of known classes alone adds no class."""
     edgecil_version: str = ""
     schema: int = SCHEMA
 
@@ -56,7 +59,7 @@ class VersionManifest:
     @property
     def increment(self) -> int:
         """Number of the increment that made this version; 1 is the base."""
-        return max(int(c["increment"]) for c in self.classes)
+        return self.increments or max(int(c["increment"]) for c in self.classes)
 
     @property
     def names(self) -> list[str]:

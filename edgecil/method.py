@@ -50,10 +50,13 @@ SOFTMAX_BASE = "softmax cross-entropy"
 class Classes:
     """Which head rows each increment added, the running one last.
 
-    ``Classes((10, 5))`` has 10 old classes and 5 new ones.
+    ``Classes((10, 5))`` has 10 old classes and 5 new ones. An increment that brings images of
+    old classes alone adds none: ``Classes((10, 0), updated=(3,))``.
     """
 
     groups: tuple[int, ...]
+    updated: tuple[int, ...] = ()
+    """Head rows of the old classes of which there are new images, too."""
 
     @property
     def seen(self) -> int:
@@ -69,6 +72,11 @@ class Classes:
     def old(self) -> int:
         """K_o: classes before the running increment."""
         return self.seen - self.new
+
+    @property
+    def taught(self) -> int:
+        """How many classes have new images: the new ones and those of ``updated``."""
+        return self.new + len(self.updated)
 
     @property
     def increment(self) -> int:
@@ -338,6 +346,9 @@ class Recipe:
     bit; None: like no other. Comparisons train it once."""
     fresh_start: bool = False
     """True when every increment starts from random weights."""
+    updates_known: bool = False
+    """True when its losses are right for new images of old classes (``Classes.updated``), beside
+    new classes or without any. Others are refused such images."""
 
 
 @dataclass(frozen=True)
@@ -359,10 +370,14 @@ def one_phase(step: Step, view: View = "new") -> Callable[[Setup], tuple[Phase, 
 def ce_span(ctx: Context, scope: str) -> slice:
     """Return the head rows that a softmax cross-entropy of ``scope`` (``new``, ``seen``) uses.
 
-    Over one new class it would be identically zero: then it runs over all seen classes.
+    Over one new class it would be identically zero, and new images of old classes have labels
+    outside: then it runs over all seen classes.
     """
     classes = ctx.classes
-    if scope == "new" and classes.new == 1 and classes.old:
+    if scope == "new" and classes.updated:
+        ctx.note("images of known classes: the cross-entropy runs over all seen (ce_scope=seen)")
+        scope = "seen"
+    elif scope == "new" and classes.new == 1 and classes.old:
         ctx.note("one new class: the cross-entropy runs over all seen classes (ce_scope=seen)")
         scope = "seen"
     return slice(classes.old if scope == "new" else 0, classes.seen)

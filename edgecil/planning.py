@@ -33,6 +33,8 @@ class LearnPlan:
 
     method: str
     classes_new: tuple[str, ...]
+    classes_updated: tuple[str, ...]
+    """Known classes of which there are new images."""
     classes_old: int
     arch: str
     image_size: int
@@ -131,7 +133,9 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
     steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(
-        job.recipe.name, job.images.names, job.task.classes.old, job.task.spec.arch,
+        job.recipe.name, job.images.names,
+        tuple(job.names[row] for row in job.task.classes.updated),
+        job.task.classes.old, job.task.spec.arch,
         job.preprocess.size, len(job.images.new), len(job.kept),
         job.images.new.pixels.nbytes, job.images.new.on_disk, tuple(rows),
         rate * steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgecil.engine.events import Listener, Note, ignore
 from edgecil.engine.increment import Task
 from edgecil.engine.selection import exemplar_images, stored_side
 from edgecil.errors import AdoptError, UsageError
-from edgecil.intake import Images, choose_input, decode_new, scan_new
+from edgecil.intake import Images, choose_input, decode_new, scan_new, updated_rows
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import COUNTS, IMAGES, Field
@@ -112,8 +112,15 @@ def _preset(method: str, name: str | None) -> Preset | None:
     return known[name]
 
 
-def _refusal(recipe: Recipe, parent: VersionManifest, model: Model) -> str | None:
-    """Return why a method cannot continue from ``parent``, or None when it can."""
+def _refusal(
+    recipe: Recipe, parent: VersionManifest, model: Model, updated: Sequence[int]
+) -> str | None:
+    """Return why a method cannot continue from ``parent``, or None when it can.
+
+    ``updated`` are the old classes of which there are new images.
+    """
+    if updated and not recipe.updates_known:
+        return f"it cannot learn more images of known classes ({_some(parent.names, updated)})"
     method = None if parent.method == FOREIGN else parent.method
     present = tuple(model.kept.field(name) for name in model.kept.names)
     origin = Origin(method, parent.head_kind, parent.rule["kind"], present)
@@ -125,20 +132,25 @@ def _refusal(recipe: Recipe, parent: VersionManifest, model: Model) -> str | Non
     if recipe.selection.everything and model.kept.field(IMAGES).codec != "reference":
         return ONLY_COPIES
     counts = model.kept.read(COUNTS).tolist()
-    gone = [name for name, count in zip(parent.names, counts, strict=True) if not count]
+    gone = [row for row, count in enumerate(counts) if not count and row not in updated]
     if gone:
-        return f"it replays exemplars, and none are kept of {', '.join(gone[:5])}"
+        return f"it replays exemplars, and none are kept of {_some(parent.names, gone)}"
     return None
 
 
-def _adopt(recipe: Recipe, parent: VersionManifest, model: Model) -> None:
+def _some(names: Sequence[str], rows: Sequence[int]) -> str:
+    return ", ".join(names[row] for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+
+
+def _adopt(recipe: Recipe, parent: VersionManifest, model: Model, updated: Sequence[int]) -> None:
     """Refuse a method that cannot continue from ``parent``, naming those that can."""
-    reason = _refusal(recipe, parent, model)
+    reason = _refusal(recipe, parent, model, updated)
     if reason is not None:
         able = [
             name
             for name, info in registry.methods().items()
-            if info.kind == "method" and _refusal(registry.build(name), parent, model) is None
+            if info.kind == "method"
+            and _refusal(registry.build(name), parent, model, updated) is None
         ]
         raise AdoptError(
             f"{recipe.name} cannot continue from version {parent.version} "
@@ -213,10 +225,12 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     preset = _preset(request.method, request.preset)
     options = {**(preset.options if preset else {}), **request.options}
     recipe = recipe_of(request.method, options, request.codec, request.exemplar_size)
-    if parent is not None and model is not None:
-        _adopt(recipe, parent, model)
-    budget = _budget(request, recipe)
+    old = parent.groups if parent else ()
     folder = scan_new(request, parent, note)
+    updated = updated_rows(folder, sum(old))
+    if parent is not None and model is not None:
+        _adopt(recipe, parent, model, updated)
+    budget = _budget(request, recipe)
     if parent is not None:
         preprocess, spec = parent.input, NetSpec.from_json(parent.net)
     else:
@@ -224,7 +238,6 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         width = preset.head_width if preset else recipe.head_width
         spec = NetSpec(arch, "cosine" if recipe.head_kind == "cosine" else "linear", width)
     _check_exemplar_size(asked_size, recipe, preprocess.resize, model.kept if model else Store(()))
-    old = parent.groups if parent else ()
     known = (*(parent.names if parent else ()), *folder.classes)
     others = scan_sources(recipe, folder.paths, known)
     images = decode_new(
@@ -232,8 +245,8 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     )
     names = (*(parent.names if parent else ()), *images.names)
     task = Task(
-        recipe, Classes((*old, len(images.names))), spec, _training(request, recipe, preset),
-        budget, model, _starter(request.weights),
+        recipe, Classes((*old, len(images.names)), updated), spec,
+        _training(request, recipe, preset), budget, model, _starter(request.weights),
     )  # fmt: skip
     kept = _kept_images(model, recipe, preprocess, device)
     augment = request.augment or (preset and preset.augment) or Augment.for_size(preprocess.size)

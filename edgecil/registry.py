@@ -115,5 +115,6 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
     for plug in plugs:
         module = _module(plug, "plug-in")
         recipe = module.plug(recipe, make_options(module.Options, values[plug]))
-        recipe = dataclasses.replace(recipe, base=None)  # it may change the base, too
+        # What the host promises, the plug-in may not keep.
+        recipe = dataclasses.replace(recipe, base=None, updates_known=False)
     return dataclasses.replace(recipe, name=method)

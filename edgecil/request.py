@@ -49,6 +49,8 @@ class LearnRequest:
     test_data: str | None = None
     val_fraction: float = 0.0
     skip_bad: bool = False
+    update_known: bool = False
+    """Whether the new images may be of classes that are known already, too."""
     stream: Stream = "auto"
     """Whether decoded images are read from disk; the result does not depend on it."""
     record_ranges: bool = True

@@ -87,7 +87,7 @@ def collect(workspace: Workspace, keep: int = 2) -> dict[int, int]:
 def rename(workspace: Workspace, old: str, new: str) -> VersionManifest:
     """Return the manifest of a new version, in which the class ``old`` is called ``new``.
 
-    It takes the place of the current version: both have the same parent.
+    It comes after the current version, to which a rollback goes, and is no new increment.
 
     Raises:
         UsageError: there is no such class, or the new name is taken or cannot be printed.
@@ -105,7 +105,8 @@ def rename(workspace: Workspace, old: str, new: str) -> VersionManifest:
         classes[row]["name"] = new
         note = f"version {before.version} with class {before.names[row]!r} called {new!r}"
         manifest = replace(
-            before, version=workspace.next_version(), created=_now(), classes=classes,
+            before, version=workspace.next_version(), parent=before.version, created=_now(),
+            increments=before.increment, classes=classes,
             notes=[*before.notes, note], edgecil_version=__version__,
         )  # fmt: skip
         files = {name: workspace.read(before.version, name) for name in (WEIGHTS, MEMORY)}

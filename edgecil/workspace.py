@@ -84,6 +84,15 @@ class Workspace:
         """True when an interrupted run waits to be resumed or discarded."""
         return (self.run / REQUEST).exists()
 
+    @property
+    def resumable(self) -> bool:
+        """True when the interrupted run began from what is the current version now."""
+        try:
+            began = json.loads((self.run / REQUEST).read_text(encoding="utf-8"))["parent"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(began == (self.current() if self.exists() else None))
+
     def exists(self) -> bool:
         """Return whether there is a current version."""
         return (self.root / "current").is_file()
@@ -135,6 +144,17 @@ class Workspace:
                 break
             number = parent
         return line
+
+    def increments(self, version: int) -> list[VersionManifest]:
+        """Return the manifests of ``version`` and its ancestors, newest first, one per increment.
+
+        A renamed class makes a version and no increment: the newest of each increment counts.
+        """
+        found: dict[int, VersionManifest] = {}
+        for number in self.lineage(version):
+            manifest = self.manifest(number)
+            found.setdefault(manifest.increment, manifest)
+        return list(found.values())
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -310,9 +330,11 @@ class Workspace:
             UnfinishedRun: with the command that resumes it.
         """
         if self.waits:
+            started = "edgecil learn --resume, or --discard to start over"
+            another = "edgecil learn --discard --new-data dir/: it began from another version"
             raise UnfinishedRun(
                 f"an interrupted run waits in {self.run}",
-                hint="edgecil learn --resume, or --discard to start over",
+                hint=started if self.resumable else another,
             )
 
     def discard_run(self) -> None:

@@ -42,7 +42,19 @@ def fields_text(total: int, fields: Sequence[Field], *, bound: bool = False) -> 
 def overall(manifest: VersionManifest) -> float | None:
     """Return the accuracy over all classes, None when some were not measured."""
     test = manifest.test
-    return test["top1"] if test and None not in test["by_increment"] else None
+    if not test:
+        return None
+    pairs = zip(manifest.groups, test["by_increment"], strict=True)
+    missing = any(group and rate is None for group, rate in pairs)
+    return None if missing else test["top1"]
+
+
+def learned(new: int, updated: int) -> str:
+    """Return what an increment learned, as in ``2 new classes and more images of 1 known``."""
+    more = f"more images of {count(updated, 'known class')}"
+    if not new and updated:
+        return more
+    return count(new, "new class") + (f" and {more}" if updated else "")
 
 
 def accuracy_rows(manifest: VersionManifest) -> list[tuple[str, str, str]]:
@@ -51,7 +63,7 @@ def accuracy_rows(manifest: VersionManifest) -> list[tuple[str, str, str]]:
     seen = len(manifest.classes)
     new = manifest.groups[-1]
     rows = [("all", f"{seen}", percent(overall(manifest)))]
-    if new < seen:
+    if 0 < new < seen:
         old = ("old", f"{seen - new}", percent(test.get("old")))
         rows = [old, ("new", f"{new}", percent(test.get("new"))), *rows]
     return rows
@@ -72,7 +84,7 @@ def _tested(manifest: VersionManifest) -> str:
 
 def show_version(output: Output, manifest: VersionManifest, path: str) -> None:
     """Print what a new version knows, how well, and what it keeps."""
-    new = count(manifest.groups[-1], "new class")
+    new = learned(manifest.groups[-1], len(manifest.training.get("updated", ())))
     output.print(f"version {manifest.version}: {new}, {len(manifest.classes)} in all")
     output.print()
     output.table(
@@ -95,7 +107,7 @@ def show_version(output: Output, manifest: VersionManifest, path: str) -> None:
 
 def show_plan(output: Output, plan: LearnPlan) -> None:
     """Print what learning would do and cost."""
-    new = count(len(plan.classes_new), "new class")
+    new = learned(len(plan.classes_new), len(plan.classes_updated))
     output.print(f"plan: {new} beside {plan.classes_old} known, with {plan.method}")
     output.print()
     where = "streamed from disk" if plan.images_on_disk else "in memory"

@@ -71,7 +71,8 @@ def evaluate(
             zip(found.groups, found.by_increment(), strict=True), start=1
         )
     ]
-    if len(rows) > 1 and None not in values["by_increment"]:
+    measured = zip(found.groups, values["by_increment"], strict=True)
+    if len(rows) > 1 and not any(group and rate is None for group, rate in measured):
         rows = [*rows, ("all", str(len(found.labels)), percent(found.top1))]
     columns = [Column("learned in"), Column("classes", right=True), Column("accuracy", right=True)]
     output.table(columns, rows)

@@ -84,6 +84,9 @@ def learn(
     val_fraction: Annotated[
         float | None, value("Hold out this share of the new images for testing.", "X")
     ] = None,
+    update_known: Annotated[
+        bool, flag("--update-known", "Learn more images of known classes, too.")
+    ] = False,
     epochs: Annotated[int | None, value("Passes over the images.", "N")] = None,
     seed: Annotated[int | None, value("Same seed, same result.", "N")] = None,
     dry_run: Annotated[bool, flag("--dry-run", "Print the plan and its cost; write nothing.")] = (
@@ -149,7 +152,10 @@ def learn(
         Path | None, value("Append all progress events to a file, as JSON.", "FILE", EXPERT)
     ] = None,
 ) -> None:
-    """Learn the new classes in a folder of images."""
+    """Learn the new classes in a folder of images.
+
+    With --update-known the folder may hold more images of known classes.
+    """
     output = Output("learn", as_json=as_json, quiet=quiet)
     place = Workspace.find(workspace)
     settings = _settings(ctx.params)
@@ -190,8 +196,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("precision", "stream"):
         if given[name] is not None:
             settings[name] = given[name].value
-    if given["skip_bad"]:
-        settings["skip_bad"] = True
+    settings |= {name: True for name in ("skip_bad", "update_known") if given[name]}
     if given["no_record_ranges"]:
         settings["record_ranges"] = False
     return {**settings, "device": given["device"]}

@@ -84,9 +84,11 @@ def status(
     rows = [("workspace", short(place.root))]
     rows += [("version", "none yet")] if manifest is None else _rows(place, manifest)
     if waits:
-        rows.append(("run", "an interrupted run waits"))
+        began = "" if place.resumable else ", which began from another version"
+        rows.append(("run", f"an interrupted run waits{began}"))
     output.pairs(rows)
-    output.next("edgecil learn --resume" if waits else "edgecil learn --new-data dir/")
+    afresh = f"edgecil learn {'--discard ' if waits else ''}--new-data dir/"
+    output.next("edgecil learn --resume" if place.resumable else afresh)
 
 
 def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
@@ -158,7 +160,7 @@ def rollback(
     version: Annotated[
         int | None,
         typer.Argument(
-            help="Default: the version that the current one was learned from.",
+            help="Default: the version that the current one was made from.",
             metavar="[VERSION]",
             autocompletion=complete_version,
             show_default=False,

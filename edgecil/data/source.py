@@ -225,8 +225,8 @@ def check_new(classes: Sequence[str], known: Sequence[str]) -> None:
         plural = len(twice) > 1
         raise DataError(
             f"{'these classes are' if plural else 'this class is'} known already: {_listed(twice)}",
-            hint=f"remove {'these folders' if plural else 'this folder'} from the new data: "
-            "an increment adds classes",
+            hint=f"remove {'these folders' if plural else 'this folder'} from the new data, or "
+            "learn more images of known classes: --update-known",
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgecil.data.images import ImageSet
+from edgecil.data.images import ImageSet, concat
 from edgecil.exemplars import build_exemplars, interleave
 from edgecil.memory.budget import Budget, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field
@@ -42,31 +42,59 @@ def _most(budget: Budget, sizes: Sequence[int], codec: str, side: int) -> int | 
     return bisect.bisect_right(counts, total, key=lambda n: sum(min(n, size) for size in sizes))
 
 
-def _ranked(ctx: Context, selection: Selection, most: int | None) -> list[NDArray[np.int64]]:
-    """Return for every new class the rows of its images, best first, at most ``most``."""
-    new, classes = ctx.sets["new"], ctx.classes
-    labels = new.labels.cpu()
-    features = None if selection.everything else ctx.features(new).cpu()
-    ranked = []
-    for label in range(classes.old, classes.seen):
+def _candidates(ctx: Context) -> tuple[ImageSet, Tensor]:
+    """Return the new images, after the kept ones of updated classes, and their rows.
+
+    Rows count all kept images first, then the new ones.
+    """
+    new, kept = ctx.sets["new"], ctx.sets["kept"]
+    fresh = torch.arange(len(kept), len(kept) + len(new))
+    again = torch.isin(kept.labels.cpu(), torch.tensor(ctx.classes.updated, dtype=torch.int64))
+    if not again.any():
+        return new, fresh
+    rows = torch.nonzero(again)[:, 0]
+    return concat([kept.subset(rows.to(kept.labels.device)), new]), torch.cat([rows, fresh])
+
+
+def _ranked(ctx: Context, selection: Selection, most: int | None) -> dict[int, NDArray[np.int64]]:
+    """Return for every class with new images the rows of its images, best first.
+
+    At most ``most``; rows count all kept images first, then the new ones. Kept images of an
+    updated class are ranked again beside its new ones, as they decode from storage.
+    """
+    images, origin = _candidates(ctx)
+    classes = ctx.classes
+    labels = images.labels.cpu()
+    features = None if selection.everything else ctx.features(images).cpu()
+    ranked = {}
+    for label in (*classes.updated, *range(classes.old, classes.seen)):
         rows = torch.nonzero(labels == label)[:, 0]
         if features is not None:
             # At least one, so that a budget for none is refused with the figure that would do.
             wanted = len(rows) if most is None else min(len(rows), max(1, most))
-            parts = _parts(ctx, selection, rows)
+            parts = _parts(ctx, selection, rows, origin)
             generator = ctx.stream(f"rank-{label}")
             ranks = [part[selection.rank(features[part], wanted, generator)] for part in parts]
             rows = interleave(ranks, [len(part) for part in parts])[:wanted]
-        ranked.append(rows.numpy())
+        ranked[label] = origin[rows].numpy()
     return ranked
 
 
-def _parts(ctx: Context, selection: Selection, rows: Tensor) -> list[Tensor]:
+def _parts(ctx: Context, selection: Selection, rows: Tensor, origin: Tensor) -> list[Tensor]:
     """Return the rows of a class in the parts that are ranked apart."""
-    if selection.apart is None:
+    name = selection.apart
+    if name is None:
         return [rows]
-    flags = torch.from_numpy(ctx.columns[selection.apart])[rows]
+    kept = ctx.kept.read(name) if name in ctx.kept else np.zeros(len(ctx.sets["kept"]), bool)
+    flags = torch.from_numpy(np.concatenate([kept, ctx.columns[name]]))[origin[rows]]
     return [rows[~flags], rows[flags]]
+
+
+def _sizes(ctx: Context) -> list[int]:
+    """Return how many images of every class there are to choose from, kept and new."""
+    labels = torch.cat([ctx.sets["kept"].labels.cpu(), ctx.sets["new"].labels.cpu()])
+    sizes: list[int] = torch.bincount(labels, minlength=ctx.classes.seen).tolist()
+    return sizes
 
 
 class _Pictures:
@@ -104,11 +132,12 @@ def store_exemplars(
     side, images = ctx.sets["new"].pixels.shape[1], ctx.keeps.field(IMAGES)
     stored = stored_side(images, side)
     pixels = _Pictures(ctx.sets["new"], stored)
-    old = ctx.kept.read(COUNTS).tolist() if COUNTS in ctx.kept else []
-    new = torch.bincount(ctx.sets["new"].labels.cpu() - len(old)).tolist()
-    most = _most(budget, old + new, images.codec, stored)
+    most = _most(budget, _sizes(ctx), images.codec, stored)
+    ranked, kept, classes = _ranked(ctx, selection, most), len(ctx.sets["kept"]), ctx.classes
     count = build_exemplars(
-        ctx.kept, ctx.keeps, pixels, _ranked(ctx, selection, most), budget, paths=paths,
+        ctx.kept, ctx.keeps, pixels,
+        [ranked[label] - kept for label in range(classes.old, classes.seen)], budget, paths=paths,
+        updated={label: ranked[label] for label in classes.updated},
         dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side), values=ctx.columns,
     )  # fmt: skip
     ctx.sets["exemplars"] = exemplar_images(ctx.keeps, side).to(ctx.device)

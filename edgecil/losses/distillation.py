@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,19 +21,34 @@ def softmax_distillation(teacher: Tensor, student: Tensor, temperature: float = 
 
 
 def sigmoid_losses(
-    logits: Tensor, labels: Tensor, old: int, teacher: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    old: int,
+    teacher: Tensor | None,
+    updated: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """Return iCaRL's ``classification`` and ``distillation`` scalars (iCaRL section 3.4).
 
     ``logits`` ``(N, width)``: units from ``old`` on are taught by the labels (a unit that no
     class uses yet has target 0), the first ``old`` by the sigmoid of the ``teacher``'s logits
     for every image, whatever its label. Sums over units, means over images.
+
+    ``updated`` are the old classes with new images. Of an image of such a class its own unit is
+    taught by the label, as a part of the classification: the teacher's doubts are what the new
+    images are there to remove. Its other old units are taught by the teacher, as ever.
     """
     targets = one_hot(labels, old, logits.shape[1])
     losses = {"classification": binary_cross_entropy(logits[:, old:], targets)}
+    others = None
+    if updated:
+        rows = torch.zeros(old, device=labels.device)
+        rows[list(updated)] = 1.0
+        own = one_hot(labels, 0, old) * rows
+        losses["classification"] += binary_cross_entropy(logits[:, :old], own, own)
+        others = 1 - own
     if teacher is not None:
         soft = torch.sigmoid(teacher[:, :old].float())
-        losses["distillation"] = binary_cross_entropy(logits[:, :old], soft)
+        losses["distillation"] = binary_cross_entropy(logits[:, :old], soft, others)
     return losses
 
 

@@ -32,4 +32,6 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of plain finetuning."""
-    return Recipe("finetune", phases=one_phase(partial(step, options)), base=SOFTMAX_BASE)
+    return Recipe(
+        "finetune", phases=one_phase(partial(step, options)), base=SOFTMAX_BASE, updates_known=True
+    )

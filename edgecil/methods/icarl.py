@@ -44,6 +44,7 @@ def recipe(options: Options) -> Recipe:
         fields=exemplar_fields(),
         selection=Selection(herding),
         rule=nearest_mean if options.rule == "nearest-mean" else argmax_rule,
+        updates_known=True,
     )
 
 

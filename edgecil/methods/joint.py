@@ -49,6 +49,7 @@ def recipe(options: Options) -> Recipe:
         fields=exemplar_fields("reference"),
         selection=Selection(keep_all, everything=True),
         fresh_start=options.scratch,
+        updates_known=True,
         base=SOFTMAX_BASE,
     )
 

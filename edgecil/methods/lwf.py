@@ -51,7 +51,7 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     logits = ctx.net(batch.images).logits
     span = ce_span(ctx, options.ce_scope)
     classes = ctx.classes
-    share = classes.old / classes.seen if options.balance else None
+    share = 1 - classes.taught / classes.seen if options.balance else None
     ce_weight = options.ce_weight if share is None else 1 - share
     terms = {"classification": Term(cross_entropy(logits, batch.labels, span), ce_weight)}
     if ctx.teachers:
@@ -70,6 +70,7 @@ def recipe(options: Options) -> Recipe:
         phases=one_phase(partial(step, options)),
         teachers=previous_net,
         adopt=needs_head("softmax"),
+        updates_known=True,
         base=SOFTMAX_BASE,
     )
 

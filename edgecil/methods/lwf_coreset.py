@@ -68,6 +68,7 @@ def recipe(options: Options) -> Recipe:
         fields=exemplar_fields(),
         selection=Selection(herding if options.ranking == "herding" else random_ranking),
         adopt=needs_head("softmax"),
+        updates_known=True,
         base=SOFTMAX_BASE,
     )
 

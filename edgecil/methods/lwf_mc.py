@@ -25,7 +25,7 @@ class Options:
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of LwF-MC."""
-    return sigmoid_recipe("lwf-mc", options.reduction)
+    return sigmoid_recipe("lwf-mc", options.reduction, updates_known=True)
 
 
 PRESETS: Mapping[str, Preset] = {

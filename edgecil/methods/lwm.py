@@ -64,4 +64,5 @@ def recipe(options: Options) -> Recipe:
         adopt=needs_head("sigmoid"),
         training=SUMMED_TRAINING,
         base=sigmoid_base("sum"),
+        updates_known=True,
     )

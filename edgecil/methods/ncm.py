@@ -1,8 +1,8 @@
 """Nearest class mean on a frozen backbone: the baseline everybody should compare with.
 
 The backbone learns once, at the base increment (or comes pretrained); later increments only
-add the mean feature of each new class. Kept between increments: nothing, the means are the
-classifier.
+add the mean feature of each new class. New images of an old class move its mean half of the way
+to theirs. Kept between increments: nothing, the means are the classifier.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
@@ -46,11 +47,18 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
 
 
 def means(ctx: Context) -> Rule:
-    """Return the old means, unchanged, and those of the new images."""
-    new = class_means(ctx, ctx.sets["new"], ctx.classes.old)
-    if isinstance(ctx.previous_rule, NearestMeanRule):
-        new = torch.cat([ctx.previous_rule.means.to(new.device), new])
-    return NearestMeanRule(new)
+    """Return the old means and those of the new images.
+
+    Old means are unchanged but for classes with new images. How many images a mean came from is
+    not kept, so that both halves of such a class count alike.
+    """
+    found = class_means(ctx, ctx.sets["new"], 0)
+    if not isinstance(ctx.previous_rule, NearestMeanRule):
+        return NearestMeanRule(found)
+    old = ctx.previous_rule.means.to(found.device).clone()
+    rows = list(ctx.classes.updated)
+    old[rows] = F.normalize(old[rows] + found[rows])
+    return NearestMeanRule(torch.cat([old, found[ctx.classes.old :]]))
 
 
 def has_means(origin: Origin) -> str | None:
@@ -63,4 +71,6 @@ def has_means(origin: Origin) -> str | None:
 def recipe(options: Options) -> Recipe:
     """Return the recipe of the nearest-class-mean classifier."""
     # The head learns at the base increment only: nobody may distil from it later.
-    return Recipe("ncm", phases=phases, head_kind="unused", rule=means, adopt=has_means)
+    return Recipe(
+        "ncm", phases=phases, head_kind="unused", rule=means, adopt=has_means, updates_known=True
+    )

@@ -50,6 +50,7 @@ def recipe(options: Options) -> Recipe:
         phases=one_phase(step, view=half_old if options.oversample else "new+kept"),
         fields=exemplar_fields(),
         selection=Selection(random_ranking),
+        updates_known=True,
         base=SOFTMAX_BASE,
     )
 

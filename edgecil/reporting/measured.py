@@ -45,8 +45,7 @@ def result_of(workspace: Workspace) -> Result:
     Raises:
         WorkspaceError: there is no workspace.
     """
-    numbers = workspace.lineage(workspace.manifest().version)
-    lineage = [workspace.manifest(number) for number in reversed(numbers)]
+    lineage = workspace.increments(workspace.manifest().version)[::-1]
     last = lineage[-1]
     return {
         "name": f"workspace {workspace.root}",

@@ -53,17 +53,29 @@ def _with_references(
     return dataclasses.replace(plan, rows=(*plan.rows, Row("image files", size)))
 
 
+def _sizes(lineage: list[VersionManifest]) -> list[int]:
+    """Return the number of images of every class, over all increments."""
+    sizes: list[int] = []
+    for manifest in reversed(lineage):
+        sizes += manifest.training["new_images_per_class"]
+        for more in manifest.training.get("updated", ()):
+            sizes[more["class"]] += more["images"]
+    return sizes
+
+
 def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
     manifest = lineage[0]
     kept = manifest.kept
     recipe = recipe_of(name, {}, kept["codec"], kept.get("exemplar_size"))
     everything = recipe.selection is not None and recipe.selection.everything
     limits = Budget() if everything else Budget(**kept["budget"])
-    sizes = [n for m in reversed(lineage) for n in m.training["new_images_per_class"]]
+    sizes = _sizes(lineage)
+    # An increment of known classes alone added no row, no snapshot, nothing per class.
+    groups = tuple(group for group in manifest.groups if group)
     spec = NetSpec.from_json(manifest.net)
-    plan = kept_plan(recipe, spec, manifest.groups, manifest.input.resize, limits, sizes)
+    plan = kept_plan(recipe, spec, groups, manifest.input.resize, limits, sizes)
     plan = _with_references(plan, recipe, lineage)
-    held = training_memory(recipe, spec, manifest.groups, manifest.input)
+    held = training_memory(recipe, spec, groups, manifest.input)
     return method_memory(
         name, plan, basis="plan", training_bytes=None if held is None else sum(held.values())
     )
@@ -91,7 +103,7 @@ def report(workspace: Workspace) -> MemoryReport:
         WorkspaceError: there is no workspace.
     """
     manifest = workspace.manifest()
-    lineage = [workspace.manifest(v) for v in workspace.lineage(manifest.version)]
+    lineage = workspace.increments(manifest.version)
     rows, left_out = [_measured(lineage)], []
     for name, info in registry.methods().items():
         if info.kind != "method" or name == manifest.method:

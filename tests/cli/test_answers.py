@@ -182,3 +182,34 @@ def test_export_in_all_modes(ask, known, second, tmp_path):
     ).json
     assert answer["ok"] and answer["result"]["path"] == str(tmp_path / "c" / "classifier-v2")
     assert answer["result"]["fp32_bytes"] > answer["result"]["file_bytes"]["model.onnx"]
+
+
+def test_more_images_of_known_classes(ask, own, write_images, tmp_path):
+    more = write_images(tmp_path / "more", "dog owl")
+    common = ("learn", "--new-data", more, "--workspace", own, "--epochs", 1)
+    refused = ask(*common)
+    assert refused.code == 1 and "--update-known" in refused.err
+    plan = ask(*common, "--update-known", "--dry-run")
+    assert "plan: more images of 2 known classes beside 5 known" in plan.out
+    answer = ask(*common, "--update-known", "--test-data", more)
+    assert answer.out.startswith("version 3: more images of 2 known classes, 5 in all"), answer
+    assert "new " not in answer.out.split("tested")[0]
+    assert "5 (+0)" in ask("history", "--workspace", own).out
+    assert "3 + 2 + 0" in ask("status", "--workspace", own).out
+    assert "increment 3" in ask("evaluate", more, "--workspace", own).out
+    cannot = ask(*common, "--update-known", "--method", "eeil")
+    assert cannot.code == 1 and "known classes (dog, owl)" in cannot.err
+
+
+def test_a_run_that_began_from_another_version_is_to_be_discarded(ask, own, second, write_images,
+                                                                  tmp_path):  # fmt: skip
+    third = write_images(tmp_path / "third", "emu")
+    stopped = ask(
+        "learn", "--new-data", third, "--epochs", 300, "--time-limit", "0.1s", "--workspace", own
+    )
+    assert stopped.code == 130
+    assert "next: edgecil learn --resume" in ask("status", "--workspace", own).err
+    ask("rollback", "--workspace", own)
+    status = ask("status", "--workspace", own)
+    assert "which began from another version" in status.out
+    assert "next: edgecil learn --discard --new-data dir/" in status.err

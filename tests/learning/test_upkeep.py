@@ -228,17 +228,26 @@ class TestGc:
 
 
 class TestRename:
-    def test_a_new_version_takes_the_place_of_the_old(self, place):
+    def test_a_new_version_comes_after_the_old_and_is_no_increment(self, place):
         before = place.manifest()
         memory = place.read(3, MEMORY)
+        bytes_before = [row.kept_bytes for row in api.report_memory(workspace=place.root).rows]
         manifest = upkeep.rename(place, "class-2", "Zaunkönig")
-        assert (manifest.version, manifest.parent, place.current()) == (4, 2, 4)
+        assert (manifest.version, manifest.parent, place.current()) == (4, 3, 4)
         assert manifest.names == [*before.names[:2], "Zaunkönig", *before.names[3:]]
         assert manifest.groups == before.groups
-        assert place.read(4, MEMORY) == memory and place.read(3, MEMORY) is None
+        assert place.read(4, MEMORY) == place.read(3, MEMORY) == memory
         assert place.read(4, WEIGHTS) == place.read(3, WEIGHTS)
         assert place.manifest(3).names == before.names
-        api.report_memory(workspace=place.root)
+        rows = api.report_memory(workspace=place.root).rows
+        assert [row.kept_bytes for row in rows] == bytes_before
+        assert [m.version for m in place.increments(4)] == [4, 2, 1]
+
+    def test_a_rollback_takes_the_name_back_and_gc_keeps_the_way(self, place):
+        upkeep.rename(place, "class-2", "wren")
+        assert set(upkeep.unneeded(place)) == {1, 2}
+        assert place.rollback() == 3
+        assert place.manifest().names[2] == "class-2"
 
     def test_labels_of_the_bundle_follow(self, place, tmp_path, folders):
         upkeep.rename(place, "class-2", "wren")
