@@ -39,7 +39,7 @@ from edgecil.memory.fields import Field
 from edgecil.memory.store import Store
 from edgecil.nets.net import Net, Outputs
 from edgecil.nets.rules import ArgmaxRule, Rule
-from edgecil.settings import Augment, Optim, Training
+from edgecil.settings import Augment, Optim, Preprocess, Training
 
 Groups = tuple[str, ...]
 STUDENT: Groups = ("backbone", "head")
@@ -143,10 +143,14 @@ class Context:
     """Evaluation batches ``(N, 3, S, S)`` of a set: centre crop, no augmentation, in order."""
     note: Callable[[str], None]
     """Tell the user something about the method's choices, once."""
+    preprocess: Preprocess
+    """What the network's input is: its size, and the mean and deviation of its channels."""
     view_count: int | None = None
     """How many views of an image the augmentation makes: 1, 2 (mirrored), or None for many."""
     step: int = 0
     """Number of the running step of the phase."""
+    offset: int = 0
+    """Images of the running step's global batch that come before this rank's."""
     view: ImageSet | None = None
     """Images of the running phase; the rows of ``Batch.index``."""
     by_view: dict[str, Tensor] = field(default_factory=dict)
@@ -324,6 +328,9 @@ class Recipe:
     phases: Callable[[Setup], tuple[Phase, ...]]
     head_kind: Literal["softmax", "sigmoid", "cosine", "unused"] = "softmax"
     """What the logits mean: a distillation that makes no sense on them is refused."""
+    forms: Mapping[str, Recipe] = field(default_factory=dict)
+    """The method for logits that mean something else, by what these mean: it takes the place of
+    this recipe where a model with such logits is continued."""
     head_width: int | None = None
     fields: tuple[Field, ...] = ()
     modules: tuple[ModuleSpec, ...] = ()
@@ -349,6 +356,10 @@ class Recipe:
     updates_known: bool = False
     """True when its losses are right for new images of old classes (``Classes.updated``), beside
     new classes or without any. Others are refused such images."""
+
+    def on(self, head_kind: str) -> Recipe:
+        """Return the form of the method that continues logits of a kind; mostly itself."""
+        return self.forms.get(head_kind, self)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         autocast=session.compute.autocast,
         loader=loader,
         note=note,
+        preprocess=session.preprocess,
         view_count=session.augment.view_count,
     )
 

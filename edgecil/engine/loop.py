@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgecil.data.images import Batch, ImageSet, concat
-from edgecil.data.loader import Loader
+from edgecil.data.loader import Loader, rank_slice
 from edgecil.data.streams import stream_seed, streams
 from edgecil.engine import state
 from edgecil.engine.clock import Clock
@@ -133,9 +133,10 @@ class PhaseRun:
 
     def _share(self, batch: Batch, step: int) -> float:
         """Return this rank's part of the global batch, and count the latter's images."""
-        size = self.phase.training.batch_size
+        size, world = self.phase.training.batch_size, self.session.world
         total = min(size, self.images - step % self.per_epoch * size)
         self.session.images += total
+        self.ctx.offset = rank_slice(0, total, world.rank, world.size).start
         return len(batch.labels) / total
 
     def step(self, step: int) -> None:
