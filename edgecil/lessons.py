@@ -29,7 +29,6 @@ from edgecil.method import (
     one_phase,
     previous_net,
 )
-from edgecil.settings import SUMMED_TRAINING
 
 Reduction = Literal["sum", "mean"]
 REDUCTIONS = ("sum", "mean")
@@ -126,7 +125,6 @@ def sigmoid_recipe(name: str, reduction: Reduction, view: View = "new", **slots:
         teachers=previous_net,
         asks_lessons=True,
         adopt=needs_head("sigmoid"),
-        training=SUMMED_TRAINING,
         base=sigmoid_base(reduction),
         **slots,
     )

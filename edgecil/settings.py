@@ -172,6 +172,3 @@ ABD_TRAINING = Training(
 ABD_AUGMENT = Augment("pad", brightness=63 / 255, contrast=0.8)
 # iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, divided by 5 after 49 and 63.
 ICARL_TRAINING = Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2)))
-# Losses summed over units want a smaller step than the default; the choice was made by 5 epochs
-# on ten classes of CIFAR-100.
-SUMMED_TRAINING = Training(optim=Optim(lr=0.05, schedule=WARM))

@@ -20,6 +20,7 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
+    SOFTMAX_BASE,
     Context,
     Phase,
     Preset,
@@ -136,6 +137,7 @@ def recipe(options: Options) -> Recipe:
         fields=exemplar_fields(),
         selection=Selection(herding),
         adopt=needs_head("softmax"),
+        base=None if options.noise else SOFTMAX_BASE,
     )
 
 

@@ -23,7 +23,6 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.options import option
-from edgecil.settings import SUMMED_TRAINING
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,6 @@ def recipe(options: Options) -> Recipe:
         head_kind="sigmoid",
         teachers=previous_net,
         adopt=needs_head("sigmoid"),
-        training=SUMMED_TRAINING,
         base=sigmoid_base("sum"),
         updates_known=True,
     )

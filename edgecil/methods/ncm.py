@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
 from edgecil.method import (
+    SOFTMAX_BASE,
     Context,
     Origin,
     Phase,
@@ -72,5 +73,11 @@ def recipe(options: Options) -> Recipe:
     """Return the recipe of the nearest-class-mean classifier."""
     # The head learns at the base increment only: nobody may distil from it later.
     return Recipe(
-        "ncm", phases=phases, head_kind="unused", rule=means, adopt=has_means, updates_known=True
+        "ncm",
+        phases=phases,
+        head_kind="unused",
+        rule=means,
+        adopt=has_means,
+        base=SOFTMAX_BASE,
+        updates_known=True,
     )
