@@ -67,13 +67,18 @@ class Job:
 
 
 def recipe_of(
-    method: str, options: Mapping[str, Any], codec: str, exemplar_size: int | None = None
+    method: str,
+    options: Mapping[str, Any],
+    codec: str,
+    exemplar_size: int | None = None,
+    head_kind: str = "",
 ) -> Recipe:
     """Return the recipe of a method whose exemplars are stored with ``codec``.
 
-    ``exemplar_size`` is their side in pixels, None that of decoded images.
+    ``exemplar_size`` is their side in pixels, None that of decoded images; ``head_kind`` what
+    the logits mean of the model that it continues.
     """
-    recipe = registry.build(method, options)
+    recipe = registry.build(method, options).on(head_kind)
     stored: dict[str, Any] = {"codec": codec}
     if exemplar_size is not None:
         stored["shape"] = ("K", exemplar_size, exemplar_size, 3)
@@ -146,11 +151,12 @@ def _adopt(recipe: Recipe, parent: VersionManifest, model: Model, updated: Seque
     """Refuse a method that cannot continue from ``parent``, naming those that can."""
     reason = _refusal(recipe, parent, model, updated)
     if reason is not None:
+        kind = parent.head_kind
         able = [
             name
             for name, info in registry.methods().items()
             if info.kind == "method"
-            and _refusal(registry.build(name), parent, model, updated) is None
+            and _refusal(registry.build(name).on(kind), parent, model, updated) is None
         ]
         raise AdoptError(
             f"{recipe.name} cannot continue from version {parent.version} "
@@ -224,7 +230,10 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         raise UsageError("codec 'reference' keeps no images: it is that of the method joint")
     preset = _preset(request.method, request.preset)
     options = {**(preset.options if preset else {}), **request.options}
-    recipe = recipe_of(request.method, options, request.codec, request.exemplar_size)
+    recipe = recipe_of(
+        request.method, options, request.codec, request.exemplar_size,
+        parent.head_kind if parent else "",
+    )  # fmt: skip
     old = parent.groups if parent else ()
     folder = scan_new(request, parent, note)
     updated = updated_rows(folder, sum(old))

@@ -93,21 +93,26 @@ def test_a_hidden_head_grows_by_rows_and_has_no_closed_form():
 
 
 @pytest.mark.parametrize(
-    "arch", [pytest.param("resnet18", marks=pytest.mark.slow), "mobilenet_v3_small"]
-)
-def test_it_gains_classes_and_goes_to_a_device(delivered, folders, tmp_path, arch):
+    ("arch", "head"),
+    [pytest.param("resnet18", "sigmoid", marks=pytest.mark.slow), ("resnet18", "softmax"),
+     pytest.param("mobilenet_v3_small", "sigmoid", marks=pytest.mark.slow),
+     ("mobilenet_v3_small", "softmax")],
+)  # fmt: skip
+def test_it_gains_classes_and_goes_to_a_device(delivered, folders, tmp_path, arch, head):
     root = tmp_path / "w"
-    api.init(**delivered(arch), **LOOK, head="sigmoid", workspace=root)
-    for folder, method in zip(folders, ("lwm", "finetune"), strict=False):
+    api.init(**delivered(arch), **LOOK, head=head, workspace=root)
+    for folder, method in zip(folders, ("lwm", "lwm"), strict=False):
         result = api.learn(
             folder, workspace=root, method=method, epochs=1, batch_size=8, lr=1e-3,
             precision="float32",
         )  # fmt: skip
-    assert result.manifest.groups == (3, 2, 2) and result.manifest.net["arch"] == arch
+    manifest = result.manifest
+    assert manifest.groups == (3, 2, 2) and manifest.net["arch"] == arch
+    assert (manifest.method, manifest.head_kind) == ("lwm", head)
     report = api.export(workspace=root, output=tmp_path, precision="int8")
     assert report.parity.max_abs_diff < 1e-3 and report.labels[0][0] == "ant"
     (found,) = api.predict([next(folders[0].rglob("*.png"))], workspace=root)
-    assert found.label in result.manifest.names
+    assert found.label in manifest.names
     rows = api.report_memory(workspace=root).rows
     assert [row.kept_bytes for row in rows if row.method == "finetune"] == [0]
 
@@ -146,8 +151,8 @@ def test_every_method_continues_or_says_why_not_before_training(softmax, folders
         except AdoptError as error:
             assert "from version 1 (foreign): " in error.message
             assert "finetune" in error.hint and "lwf" in error.hint
-    assert {"finetune", "lwf"} <= able
-    assert not able & {"lwm", "lwf-mc", "icarl", "rehearsal", "joint", "ncm"}
+    assert {"finetune", "lwf", "lwm"} <= able
+    assert not able & {"lwf-mc", "icarl", "rehearsal", "joint", "ncm"}
     assert small_runs.tree(root) == before
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from edgecil import registry
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
+from edgecil.engine.optim import group_parameters
 from edgecil.methods import lwm
 from edgecil.nets.taps import freeze
 
@@ -133,3 +134,64 @@ def test_a_cosine_head_is_served_by_its_own_closed_form(tmp_path):
     torch.testing.assert_close(
         nn.functional.normalize(closed), nn.functional.normalize(grad_cam), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def softmax_base(tmp_path_factory):
+    return toys.learn("finetune", (3,), tmp_path_factory.mktemp("softmax"))[0].model
+
+
+def on_softmax(base, arch="resnet8", hide=False, **options):
+    """Return a run of LwM's form for softmax outputs, the student moved away from its teacher."""
+    given = toys.task("lwm", (3, 2), base, options=options)
+    given = dataclasses.replace(given, recipe=given.recipe.on("softmax"))
+    if hide:
+        base = dataclasses.replace(base, net=freeze(base.net))
+        base.net.head = Growing(base.net.head)
+        given = dataclasses.replace(given, previous=base)
+    said = []
+    session = toys.session(listener=said.append)
+    ctx, phases = begin(given, toys.sets_of(given, toys.image_set(range(3, 5))), session)
+    run = PhaseRun(ctx, phases[0], 0, session)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in ctx.net.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    return run, said
+
+
+class Growing(Opaque):
+    """A head without a closed form that can be continued."""
+
+    def grow(self, count):
+        self.inner.grow(count)
+        self.classes += count
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_on_softmax_outputs_every_term_trains_what_it_says(softmax_base, hide):
+    run, said = on_softmax(softmax_base, hide=hide)
+    assert any("distils them as lwf does" in getattr(event, "text", "") for event in said)
+    batch = run._batch(0)
+    assert set(run.phase.step(run.ctx, batch)) == {"classification", "distillation", "attention"}
+    for name in ("classification", "distillation", "attention"):
+        run.optimisers.zero()
+        term = run.phase.step(run.ctx, batch)[name]
+        term.value.backward()
+        for group in ("backbone", "head"):
+            grads = [p.grad for p in group_parameters(run.ctx, group).values()]
+            reached = any(g is not None and g.abs().max() > 0 for g in grads)
+            assert reached == (group in term.to), f"{name} -> {group}"
+
+
+def test_on_softmax_outputs_its_terms_are_those_of_lwf_and_of_the_sigmoid_form(softmax_base):
+    run, _ = on_softmax(softmax_base, beta=3.0, gamma=0.5)
+    run.ctx.net.eval()  # one batch's statistics must not differ between the passes
+    batch = run._batch(0)
+    terms = run.phase.step(run.ctx, batch)
+    lwf = registry.build("lwf").phases(run.ctx.setup)[0].step(run.ctx, batch)
+    sigmoid = registry.build("lwm").phases(run.ctx.setup)[0].step(run.ctx, batch)
+    for name, other in (("classification", lwf), ("distillation", lwf), ("attention", sigmoid)):
+        torch.testing.assert_close(terms[name].value, other[name].value)
+    weights = {name: term.weight for name, term in terms.items()}
+    assert weights == {"classification": 1.0, "distillation": 3.0, "attention": 0.5}
