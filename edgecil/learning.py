@@ -92,7 +92,7 @@ def learn(
         world.barrier()  # nobody looks for an unfinished run any more: it may be written
         job = prepare(request, workspace, listener)
         _refuse_changes(job, settled)
-        check_budget(job.task, job.preprocess.resize, job.class_sizes)
+        check_budget(job.task, job.preprocess, job.class_sizes)
         tests = decode_tests(
             job.request, job.images, job.parent, job.names, job.preprocess, workspace.root,
             lambda text: listener(Note(text)),

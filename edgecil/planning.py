@@ -22,6 +22,7 @@ from edgecil.memory.plan import MemoryPlan, plan
 from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
 from edgecil.prepare import Job
+from edgecil.settings import Preprocess
 from edgecil.units import format_bytes
 
 TRIAL_STEPS = 3
@@ -66,19 +67,21 @@ def kept_plan(
     side: int,
     budget: Budget,
     sizes: Sequence[int],
+    size: int | None = None,
 ) -> MemoryPlan:
     """Return the kept memory of a method after the increments ``groups``.
 
-    ``side`` is the edge of a stored image in pixels, ``sizes`` the number of images of each
-    class. Exact for codecs of fixed size, else an upper bound.
+    ``side`` is the edge of a stored image in pixels, ``size`` that of the network's input where
+    it is another, ``sizes`` the number of images of each class. Exact for codecs of fixed size,
+    else an upper bound.
 
     Raises:
         BudgetError: not even the least that the method keeps fits the budget.
     """
 
-    def at(per_class: int, size: Literal["bound", "least"] = "bound") -> MemoryPlan:
+    def at(per_class: int, bound: Literal["bound", "least"] = "bound") -> MemoryPlan:
         count = sum(min(per_class, n) for n in sizes) if recipe.selection else 0
-        return plan(recipe.fields, dimensions(spec, groups, side, count), size=size)
+        return plan(recipe.fields, dimensions(spec, groups, side, count, size), size=bound)
 
     if budget.bytes is None:
         lengths = [range(n) for n in sizes] if recipe.selection else []
@@ -105,13 +108,16 @@ def _filling(limit: int, at: Callable[[int], MemoryPlan], most: int) -> MemoryPl
     return replace(found, rows=tuple(rows))
 
 
-def check_budget(task: Task, side: int, sizes: Sequence[int]) -> MemoryPlan:
+def check_budget(task: Task, preprocess: Preprocess, sizes: Sequence[int]) -> MemoryPlan:
     """Return the planned kept memory of a task, refusing what cannot fit.
 
     Raises:
         BudgetError: not even the least that the method keeps fits the budget.
     """
-    return kept_plan(task.recipe, task.spec, task.classes.groups, side, task.budget, sizes)
+    return kept_plan(
+        task.recipe, task.spec, task.classes.groups, preprocess.resize, task.budget, sizes,
+        preprocess.size,
+    )  # fmt: skip
 
 
 def make_plan(job: Job, compute: Compute) -> LearnPlan:
@@ -129,7 +135,7 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
         if number == 0:
             rate = _seconds_per_step(run)
             increment.measure(ctx, run, session)
-    kept = check_budget(job.task, job.preprocess.resize, job.class_sizes)
+    kept = check_budget(job.task, job.preprocess, job.class_sizes)
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
     steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(

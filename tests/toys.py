@@ -59,9 +59,20 @@ def session(**changes) -> Session:
 TRAINING = Training(epochs=2, batch_size=16, optim=Optim(lr=0.05))
 
 
+# Options whose defaults are meant for real images: a toy sees a few steps of synthesis, which
+# show hardly more than one class.
+SMALL = {"synthesis_steps": 4, "collapse": "accept"}
+
+
+def small(method: str) -> dict[str, object]:
+    """Return the options with which a method is small enough for a toy."""
+    names = {f.name for part in registry.option_fields(method).values() for f in part}
+    return {name: value for name, value in SMALL.items() if name in names}
+
+
 def task(method: str, groups, previous=None, budget=None, options=None, **changes) -> Task:
     """Return the task of learning the last of ``groups`` with ``method``."""
-    recipe = registry.build(method, options)
+    recipe = registry.build(method, {**small(method), **(options or {})})
     everything = recipe.selection is not None and recipe.selection.everything
     limit = Budget() if everything else budget or Budget(per_class=5)
     width = changes.pop("width", None)

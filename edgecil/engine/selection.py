@@ -19,14 +19,25 @@ from edgecil.memory.store import Store
 from edgecil.method import Context, Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
+from edgecil.synthesis.generator import generator_shapes
 from edgecil_runtime.images import fit_square
 
 
-def dimensions(spec: NetSpec, groups: tuple[int, ...], side: int, exemplars: int = 0) -> Dimensions:
-    """Return the sizes of everything a method may keep; ``side`` is a stored image's edge."""
+def dimensions(
+    spec: NetSpec,
+    groups: tuple[int, ...],
+    side: int,
+    exemplars: int = 0,
+    size: int | None = None,
+) -> Dimensions:
+    """Return the sizes of everything a method may keep.
+
+    ``side`` is a stored image's edge, ``size`` that of the network's input where it is another.
+    """
     channels = stage_channels(spec)
     early = {f"D_{number}": width for number, width in enumerate(channels, start=1)}
-    trees = shapes(spec, sum(groups))
+    generator = generator_shapes(side if size is None else size)
+    trees = {**shapes(spec, sum(groups)), "generator": generator}
     return Dimensions(groups, channels[-1], side, side, exemplars, trees, early)
 
 
@@ -138,7 +149,8 @@ def store_exemplars(
         ctx.kept, ctx.keeps, pixels,
         [ranked[label] - kept for label in range(classes.old, classes.seen)], budget, paths=paths,
         updated={label: ranked[label] for label in classes.updated},
-        dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side), values=ctx.columns,
+        dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side, size=ctx.preprocess.size),
+        values=ctx.columns,
     )  # fmt: skip
     ctx.sets["exemplars"] = exemplar_images(ctx.keeps, side).to(ctx.device)
     return count

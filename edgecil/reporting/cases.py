@@ -72,11 +72,13 @@ def _plan(case: Case, wanted: MemoryProtocol, dataset: Dataset, increments: int)
     recipe, groups = case.recipe, wanted.increments[:increments]
     if not recipe.fields:
         return MemoryPlan()
-    side = PRESETS[dataset.preprocess].resize
+    preprocess = PRESETS[dataset.preprocess]
+    side = preprocess.resize
     everything = recipe.selection is not None and recipe.selection.everything
     budget = Budget() if everything else Budget(total=wanted.exemplars_total)
     sizes = [dataset.images_per_class] * sum(groups)
-    found = kept_plan(recipe, _spec(recipe, dataset), groups, side, budget, sizes)
+    spec = _spec(recipe, dataset)
+    found = kept_plan(recipe, spec, groups, side, budget, sizes, preprocess.size)
     if not everything:
         return found
     # There are no files to count: they stand as uncompressed images of the stored size.

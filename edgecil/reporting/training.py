@@ -61,7 +61,8 @@ def _task(recipe: Recipe, spec: NetSpec, groups: tuple[int, ...], preprocess: Pr
     previous = None
     if before:
         net = build(spec, sum(before))
-        kept = _blank_store(recipe.fields, dimensions(spec, before, preprocess.resize))
+        sizes = dimensions(spec, before, preprocess.resize, size=preprocess.size)
+        kept = _blank_store(recipe.fields, sizes)
         previous = Model(net, ArgmaxRule(net.classes), kept)
     # Beginning is book-keeping on values (imprint, hold images out): it allocates nothing.
     recipe = replace(recipe, begin=nothing)

@@ -73,7 +73,8 @@ def _planned(name: str, lineage: list[VersionManifest]) -> MethodMemory:
     # An increment of known classes alone added no row, no snapshot, nothing per class.
     groups = tuple(group for group in manifest.groups if group)
     spec = NetSpec.from_json(manifest.net)
-    plan = kept_plan(recipe, spec, groups, manifest.input.resize, limits, sizes)
+    entry = manifest.input
+    plan = kept_plan(recipe, spec, groups, entry.resize, limits, sizes, entry.size)
     plan = _with_references(plan, recipe, lineage)
     held = training_memory(recipe, spec, groups, manifest.input)
     return method_memory(

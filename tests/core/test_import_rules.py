@@ -21,7 +21,8 @@ LAYERS = (
      "edgecil.metrics", "edgecil.pruning"),
     ("edgecil.method",),
     ("edgecil.importance", "edgecil.views"),
-    ("edgecil.lessons", "edgecil.ownership", "edgecil.snapshots", "edgecil.auxiliary"),
+    ("edgecil.lessons", "edgecil.ownership", "edgecil.snapshots", "edgecil.auxiliary",
+     "edgecil.dreaming"),
     ("edgecil.methods", "edgecil.registry"),
     ("edgecil.manifest", "edgecil.workspace"),
     ("edgecil.model",),
@@ -110,7 +111,7 @@ def test_methods_import_neither_the_engine_nor_each_other():
     allowed = ("edgecil.method", "edgecil.data", "edgecil.nets", "edgecil.losses",
                "edgecil.exemplars", "edgecil.synthesis", "edgecil.memory", "edgecil.errors",
                "edgecil.importance", "edgecil.views", "edgecil.lessons", "edgecil.snapshots",
-               "edgecil.auxiliary", "edgecil.options",
+               "edgecil.auxiliary", "edgecil.dreaming", "edgecil.options",
                "edgecil.settings", "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:

@@ -1,0 +1,210 @@
+"""What data-free methods share: a phase that trains a source of images, and drawing from it.
+
+The source is built fresh in every increment from the network learned before it, and goes with
+the increment: nothing is kept. A warm start keeps the generator, in a declared field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import Batch
+from edgecil.errors import UsageError
+from edgecil.memory.fields import Field
+from edgecil.method import (
+    SOFTMAX_BASE,
+    Context,
+    ModuleSpec,
+    Phase,
+    Recipe,
+    Setup,
+    Step,
+    Term,
+    Terms,
+    needs_head,
+    previous_net,
+)
+from edgecil.options import option
+from edgecil.settings import Optim, Schedule, Training
+from edgecil.synthesis import training as synthesis
+from edgecil.synthesis.generator import Generator
+from edgecil.synthesis.objective import Inversion
+from edgecil.synthesis.pixels import Pixels
+from edgecil.synthesis.statistics import check_statistics
+
+SOURCE = "generator"
+"""Name of the module, of the group that a phase trains, and of the field of a warm start."""
+PHASE = "synthesis"
+ATTEMPTS = 3
+POOL = 8
+"""Batches of images that direct optimisation makes."""
+FIELD = Field(SOURCE, SOURCE, "generator of old images, trained on in the next increment")
+
+
+@dataclass(frozen=True)
+class DreamOptions:
+    """Options of methods that synthesise images by ABD eq. (7); defaults are the paper's."""
+
+    source: Literal["generator", "pixels"] = option(
+        "generator", "train a generator, or eight batches of pixels themselves",
+        choices=("generator", "pixels"),
+    )  # fmt: skip
+    synthesis_steps: int = option(
+        5000, "steps of the generator, or of every batch of pixels", low=1
+    )
+    synthesis_lr: float = option(
+        1e-3, "Adam's learning rate in them; pixels want 0.05", low=0.0, high=10.0
+    )
+    content: float = option(1.0, "weight of confident predictions (eq. (2))", low=0.0)
+    diversity: float = option(1.0, "weight of even class frequencies (eq. (1))", low=0.0)
+    statistics: float = option(50.0, "weight of batch-norm statistics (eq. (4))", low=0.0)
+    prior: float = option(1e-3, "weight of smooth images (eq. (6))", low=0.0)
+    content_temperature: float = option(
+        1000.0, "what logits are divided by in eq. (2)", low=0.01, high=1e6
+    )
+    entropy: Literal["nats", "share"] = option(
+        "nats", "unit of the diversity: as printed, or divided by log K_o (released code)",
+        choices=("nats", "share"),
+    )  # fmt: skip
+    warm_start: bool = option(
+        False, "keep the generator and go on from it (released code); costs kept bytes"
+    )
+    collapse: Literal["retry", "accept"] = option(
+        "retry", "when all images show one class: other seeds, then fail; or go on",
+        choices=("retry", "accept"),
+    )  # fmt: skip
+
+    def objective(self) -> Inversion:
+        """Return what is asked of the images."""
+        return Inversion(
+            self.content, self.diversity, self.statistics, self.prior,
+            self.content_temperature, self.entropy,
+        )  # fmt: skip
+
+
+def _new_source(options: DreamOptions, ctx: Context, seed: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(ctx.stream(seed).initial_seed())
+        if options.source == "generator":
+            return Generator(ctx.preprocess.size)
+        batch = ctx.setup.training.batch_size
+        return Pixels(ctx.preprocess, POOL * batch, batch, options.synthesis_steps)
+
+
+def build_source(options: DreamOptions, ctx: Context) -> nn.Module:
+    """Return the untrained source, or the kept one; empty where there is nothing to dream of."""
+    if not ctx.classes.old and not options.warm_start:
+        return nn.Module()
+    source = _new_source(options, ctx, SOURCE)
+    if options.warm_start and SOURCE in ctx.kept:
+        kept = {n: torch.from_numpy(a) for n, a in ctx.kept.read(SOURCE).items()}
+        source.load_state_dict(kept, strict=False)
+    return source
+
+
+def source_of(ctx: Context) -> Any:
+    """Return the module that makes images, a :class:`~edgecil.synthesis.training.Source`."""
+    return ctx.modules[SOURCE]
+
+
+def draw(ctx: Context, count: int) -> Tensor:
+    """Return ``count`` synthetic images ``(N, 3, S, S)`` from the trained source in eval mode."""
+    source = source_of(ctx).eval()
+    with torch.no_grad():
+        images: Tensor = source.draw(count, skip=ctx.offset)
+    return images.float().contiguous(memory_format=torch.channels_last)
+
+
+def synthesis_step(objective: synthesis.Objective, ctx: Context, batch: Batch | None) -> Terms:
+    """Return the losses of one batch of synthetic images, all of which train the source."""
+    if ctx.classes.old == 1:
+        ctx.note("one old class: the diversity of synthetic images is not defined, and left out")
+    count = ctx.setup.training.batch_size
+    losses = synthesis.dream(
+        source_of(ctx), ctx.teachers["previous"], objective, ctx.classes.old, count, ctx.step
+    )
+    return {name: Term(loss.value, loss.weight, (SOURCE,)) for name, loss in losses.items()}
+
+
+def settle(options: DreamOptions, objective: synthesis.Objective, steps: int, ctx: Context) -> None:
+    """See whether the source shows more than one class; train it again from other seeds if not.
+
+    Raises:
+        TrainingError: it never does.
+    """
+    if options.collapse == "accept":
+        return
+    source, teacher, old = source_of(ctx), ctx.teachers["previous"], ctx.classes.old
+    schedule = synthesis.Schedule(steps, ctx.setup.training.batch_size, options.synthesis_lr)
+
+    def counts() -> Tensor:
+        torch.manual_seed(ctx.stream("variety").initial_seed())
+        return synthesis.shown(source.eval(), teacher, old, schedule.batch)
+
+    def again(attempt: int) -> None:
+        fresh = _new_source(options, ctx, f"{SOURCE}-{attempt}")
+        source.load_state_dict(fresh.state_dict())
+        torch.manual_seed(ctx.stream(f"{PHASE}-{attempt}").initial_seed())
+        synthesis.fit(source, teacher, objective, old, schedule)
+
+    synthesis.insist(counts, again, ATTEMPTS, ctx.note)
+
+
+def dream_phases(
+    options: DreamOptions, objective: synthesis.Objective, step: Step, setup: Setup
+) -> tuple[Phase, ...]:
+    """Return synthesis and then training by ``step``; at the base increment training alone."""
+    train = Phase("train", step, setup.training)
+    if not setup.classes.old:
+        return (train,)
+    steps = options.synthesis_steps * (POOL if options.source == "pixels" else 1)
+    optim = Optim(options.synthesis_lr, 0.0, 0.0, Schedule("constant"), "adam")
+    training = Training(batch_size=setup.training.batch_size, optim=optim)
+    dreaming = partial(synthesis_step, objective)
+    return (
+        Phase(PHASE, dreaming, training, None, steps, (SOURCE,), mode="eval"),
+        replace(train, prepare=partial(settle, options, objective, steps)),
+    )
+
+
+def begin(ctx: Context) -> None:
+    """Refuse a network that images cannot be synthesised from."""
+    if ctx.previous is not None:
+        check_statistics(ctx.previous)
+
+
+def _keep(ctx: Context) -> None:
+    state = source_of(ctx).state_dict()
+    names = [name for name in state if not name.endswith("num_batches_tracked")]
+    ctx.keeps.write(SOURCE, {name: state[name].cpu().numpy() for name in names})
+
+
+def dream_recipe(
+    name: str, options: DreamOptions, step: Step, base: str | None = SOFTMAX_BASE
+) -> Recipe:
+    """Return the recipe of a method that trains by ``step`` after synthesising images.
+
+    ``base`` is that of :class:`~edgecil.method.Recipe`: by default its base increment is trained
+    by softmax cross-entropy alone.
+
+    Raises:
+        UsageError: a warm start of what is no generator.
+    """
+    if options.warm_start and options.source != "generator":
+        raise UsageError("warm_start keeps a generator, and source=pixels has none")
+    slots: dict[str, Any] = {"fields": (FIELD,), "end": _keep} if options.warm_start else {}
+    return Recipe(
+        name,
+        phases=partial(dream_phases, options, options.objective(), step),
+        modules=(ModuleSpec(SOURCE, partial(build_source, options)),),
+        teachers=previous_net,
+        begin=begin,
+        adopt=needs_head("softmax"),
+        base=base,
+        **slots,
+    )

@@ -1,0 +1,146 @@
+"""Always be dreaming: synthetic old images, local cross-entropy, a balanced head.
+
+ABD, Smith et al. 2021, section 6. Kept between increments: nothing (``warm_start`` keeps the
+generator, as the released code does). A step is one forward pass of the student on real and
+synthetic images together and one of the teacher, whose argmax labels the synthetic ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import Batch
+from edgecil.dreaming import DreamOptions, draw, dream_recipe
+from edgecil.losses.classification import cross_entropy
+from edgecil.losses.replay import output_distance, weighted_cross_entropy
+from edgecil.method import SOFTMAX_BASE, Context, Preset, Recipe, Term, Terms, ce_span
+from edgecil.options import option
+from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
+
+
+@dataclass(frozen=True)
+class Options(DreamOptions):
+    """Options of ``abd``; each row of the paper's Table 3 is one of them."""
+
+    balance: bool = option(True, "weigh old and new classes by K_o/K and K_n/K in eq. (14)")
+    local_ce: bool = option(True, "eq. (11) over the new classes alone; off: over all seen")
+    kd_real: bool = option(True, "hold features on real images (eq. (13))")
+    kd_synthetic: bool = option(True, "hold features on synthetic images (eq. (13))")
+    finetuning: float = option(1.0, "lambda_ft, weight of eq. (14); 0 leaves it out", low=0.0)
+    mu: float = option(0.1, "lambda_kd, weight of eq. (13)", low=0.0)
+    kd_reduction: Literal["mean", "sum"] = option(
+        "mean", "over old classes in eq. (13); lambda_kd = 0.1 belongs to the mean",
+        choices=("mean", "sum"),
+    )  # fmt: skip
+    units: Literal["seen", "all"] = option(
+        "seen", "softmax of eq. (14) and of the base increment: seen classes, or the whole head "
+        "of fixed width (released code)", choices=("seen", "all"),
+    )  # fmt: skip
+    ce_share: bool = option(False, "weigh eq. (11) by K_n/K, too (released code)")
+    bn_passes: int = option(
+        1, "how often a step updates batch-norm statistics (released code: 2)", low=1, high=2
+    )
+
+
+@contextlib.contextmanager
+def counted(net: nn.Module, passes: int) -> Iterator[None]:
+    """Let one forward pass update batch-norm statistics as ``passes`` equal ones would.
+
+    1 - (1 - m)^passes instead of the momentum m.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m.momentum is not None]
+    before = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 1 - (1 - (norm.momentum or 0.0)) ** passes
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
+def head_units(options: Options, ctx: Context) -> int:
+    """Return how many units the softmax over old and new classes runs over."""
+    if options.units == "seen":
+        return ctx.classes.seen
+    return int(ctx.net.head.width)  # type: ignore[arg-type]
+
+
+def class_weights(options: Options, ctx: Context) -> Tensor:
+    """Return K_o/K for old and K_n/K for new classes ``(K,)``; ones without balancing."""
+    old, new, seen = ctx.classes.old, ctx.classes.new, ctx.classes.seen
+    weights = torch.ones(seen, device=ctx.device)
+    if options.balance:
+        weights[:old], weights[old:] = old / seen, new / seen
+    return weights
+
+
+def distillation(options: Options, ctx: Context, features: Tensor, taught: Tensor) -> Tensor | None:
+    """Return eq. (13) on the images that take part, real ones first; None when none do.
+
+    ``taught`` ``(N, K_o)`` is what the teacher's head makes of the teacher's features.
+    """
+    half = len(features) // 2
+    chosen = slice(0 if options.kd_real else half, 2 * half if options.kd_synthetic else half)
+    if chosen.start == chosen.stop:
+        return None
+    head = ctx.teachers["previous"].head
+    student = head(features[chosen])[:, : taught.shape[1]]  # type: ignore[operator]
+    return output_distance(taught[chosen], student, mean=options.kd_reduction == "mean")
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return the terms of eq. (15)."""
+    units = head_units(options, ctx)
+    if not ctx.teachers:
+        logits = ctx.net(batch.images).logits
+        return {"classification": Term(cross_entropy(logits, batch.labels, slice(0, units)))}
+    real, old = len(batch.labels), ctx.classes.old
+    images = torch.cat([batch.images, draw(ctx, real)])
+    taught = ctx.teach("previous", images).logits[:, :old]
+    with counted(ctx.net, options.bn_passes):
+        outputs = ctx.net(images)
+    span = ce_span(ctx, "new" if options.local_ce else "seen")
+    local = cross_entropy(outputs.logits[:real], batch.labels, span)
+    share = ctx.classes.new / ctx.classes.seen if options.ce_share else 1.0
+    terms = {"classification": Term(local, share)}
+    held = distillation(options, ctx, outputs.features, taught)
+    if held is not None and options.mu:
+        terms["distillation"] = Term(held, options.mu, ("backbone",))
+    if options.finetuning:
+        labels = torch.cat([batch.labels, taught[real:].argmax(dim=1)])
+        logits = ctx.net.head(outputs.features.detach())[:, :units]
+        value = weighted_cross_entropy(logits, labels, class_weights(options, ctx))
+        terms["fine-tuning"] = Term(value, options.finetuning, ("head",))
+    return terms
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of ABD."""
+    base = SOFTMAX_BASE if options.units == "seen" else None
+    return dream_recipe("abd", options, partial(step, options), base)
+
+
+PRESETS: Mapping[str, Preset] = {
+    # Section 7: 250 epochs, 5000 steps of synthesis, flips and crops (appendix C).
+    "abd": Preset(ABD_TRAINING, arch="resnet32"),
+    # The code differs in what is set here. It also carries Adam's state of the generator over,
+    # which starts anew here.
+    "abd-released": Preset(
+        ABD_TRAINING,
+        options={
+            "synthesis_steps": 10_000, "entropy": "share", "warm_start": True,
+            "units": "all", "ce_share": True, "bn_passes": 2,
+        },
+        arch="resnet32",
+        head_width=100,
+        augment=ABD_AUGMENT,
+    ),
+}  # fmt: skip
