@@ -214,6 +214,7 @@ def export(
     min_agreement: float = 0.9,
     delta_from: int | PathLike | None = None,
     target: str | None = None,
+    force: bool = False,
     listener: Listener = ignore,
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<n>/``.
@@ -223,6 +224,7 @@ def export(
     accuracy is a gate: at most ``max_drop`` percentage points. ``delta_from`` is an earlier
     bundle, or its version when it lies in ``output``: a delta from it is written as well.
     ``target`` is a device of :mod:`edgecil.exporting.targets`, which fills the other choices.
+    ``force`` replaces a bundle of that name.
 
     Raises:
         VerificationError: a gate failed; nothing is written.
@@ -251,7 +253,7 @@ def export(
         calibration=None if calibrate == RECORDED else Path(calibrate),
         test=concat(sets) if sets else None, precision=precision, fixed_input=fixed_input,
         max_drop=max_drop, min_agreement=min_agreement,
-        delta_from=_earlier(delta_from, Path(output), name), target=device,
+        delta_from=_earlier(delta_from, Path(output), name), target=device, force=force,
     )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ def export(
     name: Annotated[str, value("Name of the bundle; its folder is NAME-vN.", "NAME")] = (
         "classifier"
     ),
+    force: Annotated[bool, flag("--force", "Replace a bundle of this name.")] = False,
     version: VersionOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -101,7 +102,7 @@ def export(
             precision=precision.value, calibrate=calibrate, fixed_input=fixed_input,
             test_data=test_data, max_drop=max_drop, min_agreement=min_agreement,
             delta_from=int(delta_from) if delta_from and delta_from.isdigit() else delta_from,
-            target=target, listener=listener,
+            target=target, force=force, listener=listener,
         )  # fmt: skip
     path = report.path.absolute()
     output.result({**report.to_json(), "path": path}, value_only=str(path))

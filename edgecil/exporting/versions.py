@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +78,7 @@ def export_version(
     max_pixels: int = MAX_PIXELS,
     delta_from: Path | None = None,
     target: Target | None = None,
+    force: bool = False,
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<version>/``.
 
@@ -83,7 +87,8 @@ def export_version(
     ``ranges``. ``test`` images turn the drop of accuracy into a gate: at most ``max_drop``
     percentage points for old, new and all classes. ``delta_from`` is an earlier bundle: a
     delta from it is written too, and an int8 graph keeps its scales where they fit. ``target``
-    bounds the images, decides where they are resized, and must fit the bundle.
+    bounds the images, decides where they are resized, and must fit the bundle. ``force``
+    replaces a bundle of the name, once the new one has passed all gates.
 
     Raises:
         VerificationError: a gate failed; nothing was written.
@@ -110,6 +115,7 @@ def export_version(
             test,
             max_drop=max_drop,
             min_agreement=min_agreement,
+            force=force,
         )
     except OSError as error:
         reason = error.strerror or error
@@ -125,10 +131,11 @@ def _export(
     *,
     max_drop: float,
     min_agreement: float,
+    force: bool,
 ) -> ExportReport:
     require_onnxruntime()
     preprocess = task.preprocess
-    _check(task, output, ranges, calibration)
+    _check(task, output, ranges, calibration, force)
     with task.stage("graph"):
         core = core_graph(task.net, task.rule, preprocess)
         fp32 = with_front(core, preprocess, fixed_input=task.fixed_input)
@@ -146,15 +153,21 @@ def _export(
     return _write(task, fp32, shipped, source, gates, output)
 
 
-def _check(task: Task, output: Path, ranges: Ranges | None, calibration: object) -> None:
+def _check(
+    task: Task, output: Path, ranges: Ranges | None, calibration: object, force: bool
+) -> None:
     try:
         check_file_name(task.name)
     except RuntimeFault as error:
         raise UsageError(f"bundle name {task.name!r}: {error.message}") from None
     target = output / f"{task.name}-v{task.version}"
-    if target.exists():
+    if target.exists() and not (force and (target / bundle.MANIFEST).is_file()):
         raise UsageError(
-            f"{target} is there already", hint=f"remove it (rm -r {target}) or give another -o DIR"
+            f"{target} is there already",
+            hint="it is no bundle: remove it, or give another -o DIR"
+            if force
+            else "--force replaces it: devices that have it then take no delta from it; "
+            "or give another -o DIR",
         )
     if task.precision == "int8" and not ranges and calibration is None:
         raise UsageError(
@@ -232,13 +245,29 @@ def _write(
             opset=OPSET,
             precision=task.precision,
         )
-    with task.stage("write"):
+    with task.stage("write"), _aside(report.path):
         path = _written(task, report, files, output)
     if task.previous is None:
         return report
     with task.stage("delta"):
         delta = make_delta(task.previous, bundle.open_bundle(path), output)
     return replace(report, delta=delta)
+
+
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[None]:
+    """Put a folder aside, if it is there: it comes back when what shall replace it fails."""
+    if not folder.exists():
+        yield
+        return
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(old)
+    try:
+        yield
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def _written(

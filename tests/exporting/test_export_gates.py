@@ -229,8 +229,43 @@ def test_usage_errors_come_before_any_work(export: Any, ranges: Any, tmp_path: P
     with pytest.raises(UsageError, match="bundle name"):
         export(name="../birds", ranges=ranges)
     (tmp_path / "birds-v2").mkdir()
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="there already") as caught:
         export(ranges=ranges)
+    assert "--force" in caught.value.hint
+    with pytest.raises(UsageError, match="there already") as caught:
+        export(ranges=ranges, force=True)  # it would remove a folder that is no bundle
+    assert "no bundle" in caught.value.hint
+    assert list(tmp_path.iterdir()) == [tmp_path / "birds-v2"]
+
+
+def refuse() -> dict[str, int]:
+    raise VerificationError("the device runtime refuses the bundle")
+
+
+def test_force_replaces_a_bundle_by_one_that_passed_and_by_no_other(
+    export: Any, ranges: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_bundle(export(precision="fp32").path).manifest
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "_trial", lambda folder: refuse())
+        with pytest.raises(VerificationError):
+            export(ranges=ranges, force=True)
+    assert open_bundle(tmp_path / "birds-v2").manifest == first
+    write = export_module.bundle.write_bundle
+
+    def full(folder: Any, *rest: Any) -> Any:
+        if Path(folder) == tmp_path:
+            raise OSError(28, "No space left on device")
+        return write(folder, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module.bundle, "write_bundle", full)
+        with pytest.raises(EdgecilError, match="No space left"):
+            export(ranges=ranges, force=True)
+    assert open_bundle(tmp_path / "birds-v2").manifest == first
+    export(ranges=ranges, force=True)
+    assert open_bundle(tmp_path / "birds-v2").manifest.precision == "int8"
+    assert [path.name for path in tmp_path.iterdir()] == ["birds-v2"]
 
 
 def test_no_test_image(export: Any) -> None:

@@ -56,7 +56,7 @@ def two(place):
     commit(place)
     commit(place, 1)
     place.run.mkdir()
-    (place.run / REQUEST).write_text("{}")
+    (place.run / REQUEST).write_text('{"parent": 2}')
     return place
 
 
@@ -378,5 +378,9 @@ def test_an_unfinished_run_is_refused_with_both_ways_on(two):
         two.refuse_unfinished()
     assert "--resume" in caught.value.hint
     assert "--discard" in caught.value.hint
+    two.rollback(1)  # then there is one way only
+    with pytest.raises(UnfinishedRun) as caught:
+        two.refuse_unfinished()
+    assert "--resume" not in caught.value.hint and "--discard" in caught.value.hint
     two.discard_run()
     two.refuse_unfinished()
