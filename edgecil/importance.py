@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -86,11 +87,16 @@ def sensitivity(
     return per_image(ctx, images, length, torch.abs)
 
 
-def penalty(net: nn.Module, anchor: nn.Module, importance: Mapping[str, Tensor]) -> Tensor:
-    """Return sum_i importance_i (theta_i - theta*_i)^2 over the backbone; a scalar."""
+def penalty(
+    net: nn.Module, anchor: nn.Module, importance: Mapping[str, Tensor], most: float = math.inf
+) -> Tensor:
+    """Return sum_i importance_i (theta_i - theta*_i)^2 over the backbone; a scalar.
+
+    No importance counts for more than ``most``.
+    """
     before = dict(anchor.named_parameters())
     terms = [
-        (importance[name] * (value - before[name]).square()).sum()
+        (importance[name].clamp(max=most) * (value - before[name]).square()).sum()
         for name, value in net.named_parameters()
         if name in importance
     ]
@@ -120,10 +126,25 @@ def _springs(ctx: Context) -> Springs:
 SPRINGS = ModuleSpec("springs", _springs)
 
 
-def pulled_step(stiffness: float, ce_scope: str, ctx: Context, batch: Batch) -> Terms:
+STEADY_HELP = "hold no weight stiffer than the learning rate can step: any strength converges"
+IF_DIVERGING = "a smaller --set strength=X, --set steady=true, or a smaller --lr"
+
+
+def most_importance(stiffness: float, lr: float) -> float:
+    """Return the importance from which on a spring is stiffer than a step of ``lr`` can follow.
+
+    Alone, s F d^2 is descended with momentum m while lr 2 s F < 2 (1 + m), and diverges from
+    there on. At lr 2 s F = 1 one step ends at the anchor, and room is left for the curvature of
+    the cross-entropy.
+    """
+    return 1 / (2 * stiffness * lr) if stiffness * lr > 0 else math.inf
+
+
+def pulled_step(stiffness: float, ce_scope: str, steady: bool, ctx: Context, batch: Batch) -> Terms:
     """Return the cross-entropy on new images and the pull towards the old weights.
 
-    The pull is that of the kept importance, anchored at the network learned before.
+    The pull is that of the kept importance, anchored at the network learned before; where it is
+    ``steady``, none is stiffer than the learning rate can step.
     """
     logits = ctx.net(batch.images).logits
     span = ce_span(ctx, ce_scope)
@@ -131,7 +152,9 @@ def pulled_step(stiffness: float, ce_scope: str, ctx: Context, batch: Batch) -> 
     if ctx.classes.old:
         springs = ctx.modules[SPRINGS.name]
         assert isinstance(springs, Springs)
-        pull = penalty(ctx.net, ctx.teachers["previous"], springs.importance)
+        lr = ctx.setup.training.optim.lr
+        most = most_importance(stiffness, lr) if steady else math.inf
+        pull = penalty(ctx.net, ctx.teachers["previous"], springs.importance, most)
         terms["pull"] = Term(pull, stiffness, to=("backbone",))
     return terms
 

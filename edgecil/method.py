@@ -354,6 +354,8 @@ class Recipe:
     base: str | None = None
     """Methods with the same word here train the first phase of the base increment alike, to the
     bit; None: like no other. Comparisons train it once."""
+    if_diverging: str = "a smaller --lr usually helps"
+    """What to try when a loss term or a weight becomes NaN or infinite."""
     fresh_start: bool = False
     """True when every increment starts from random weights."""
     updates_known: bool = False

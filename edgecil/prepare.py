@@ -28,7 +28,7 @@ from edgecil.options import nearest
 from edgecil.request import LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
 from edgecil.sources import fingerprints, load_sources, scan_sources
-from edgecil.workspace import FOREIGN, VersionManifest, Workspace
+from edgecil.workspace import FOREIGN, MEMORY, VersionManifest, Workspace
 
 ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"
 
@@ -158,9 +158,10 @@ def _adopt(recipe: Recipe, parent: VersionManifest, model: Model, updated: Seque
             if info.kind == "method"
             and _refusal(registry.build(name).on(kind), parent, model, updated) is None
         ]
+        gone = MEMORY in parent.files and not model.kept.names
         raise AdoptError(
             f"{recipe.name} cannot continue from version {parent.version} "
-            f"({parent.method}): {reason}",
+            f"({parent.method}): {reason}" + (f"; its {MEMORY} is gone" if gone else ""),
             hint=f"these can: {', '.join(able)}; or start a new workspace",
         )
 

@@ -175,8 +175,7 @@ def _check_finite(net: Net) -> None:
     for name, value in net.state_dict().items():
         if not torch.isfinite(value).all():
             raise TrainingError(
-                f"{name} became NaN or infinite; the last good version is untouched",
-                hint="a smaller --lr usually helps",
+                f"{name} became NaN or infinite; the last good version is untouched"
             )
 
 
@@ -234,8 +233,11 @@ def train(
         session.images = saved.images
     with torch.random.fork_rng(devices=_cuda_devices(session.compute.torch_device)):
         ctx, phases = begin(task, sets, session)
-        _run_phases(ctx, task, phases, session, saved)
-    _check_finite(ctx.net)
+        try:
+            _run_phases(ctx, task, phases, session, saved)
+            _check_finite(ctx.net)
+        except TrainingError as error:
+            raise TrainingError(error.message, hint=task.recipe.if_diverging) from None
     session.clock.start()
     ctx.net.eval()
     ctx.net.requires_grad_(False)

@@ -91,8 +91,7 @@ class _Tally:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the loss term {name!r} became {value} in phase {phase!r}; "
-                    "the last good version is untouched",
-                    hint="a smaller --lr usually helps",
+                    "the last good version is untouched"
                 )
         return values
 

@@ -2,6 +2,11 @@
 
 Kept between increments: the diagonal of the Fisher information of the backbone; the anchor is
 the current version itself.
+
+The Fisher information is the mean of squared gradients of single images, in eval mode. Codes that
+square the mean gradient of a batch underestimate it, up to as many times as there are images in
+the batch: a strength of theirs stands for a smaller one here. Too large a strength diverges:
+``steady=true`` cannot, at the price of holding the most important weights less than the paper does.
 """
 
 from __future__ import annotations
@@ -10,7 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from edgecil.importance import FIELD, SPRINGS, fisher, keep, needs_importance, pulled_step
+from edgecil.importance import (
+    FIELD,
+    IF_DIVERGING,
+    SPRINGS,
+    STEADY_HELP,
+    fisher,
+    keep,
+    needs_importance,
+    pulled_step,
+)
 from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
@@ -23,6 +37,7 @@ class Options:
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
     )
+    steady: bool = option(False, STEADY_HELP)
 
 
 def remember(ctx: Context) -> None:
@@ -36,11 +51,14 @@ def recipe(options: Options) -> Recipe:
     return Recipe(
         "ewc",
         # Kirkpatrick et al. 2017, eq. (3).
-        phases=one_phase(partial(pulled_step, options.strength / 2, options.ce_scope)),
+        phases=one_phase(
+            partial(pulled_step, options.strength / 2, options.ce_scope, options.steady)
+        ),
         fields=(FIELD,),
         modules=(SPRINGS,),
         teachers=previous_net,
         end=remember,
         adopt=needs_importance,
+        if_diverging=IF_DIVERGING,
         base=SOFTMAX_BASE,
     )

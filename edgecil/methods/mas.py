@@ -2,6 +2,9 @@
 
 Kept between increments: one importance per weight of the backbone, summed over increments; the
 anchor is the current version itself.
+
+Too large a strength diverges: ``steady=true`` cannot, at the price of holding the most important
+weights less than the paper does.
 """
 
 from __future__ import annotations
@@ -10,7 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from edgecil.importance import FIELD, SPRINGS, keep, needs_importance, pulled_step, sensitivity
+from edgecil.importance import (
+    FIELD,
+    IF_DIVERGING,
+    SPRINGS,
+    STEADY_HELP,
+    keep,
+    needs_importance,
+    pulled_step,
+    sensitivity,
+)
 from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
@@ -23,6 +35,7 @@ class Options:
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
     )
+    steady: bool = option(False, STEADY_HELP)
 
 
 def remember(ctx: Context) -> None:
@@ -35,11 +48,12 @@ def recipe(options: Options) -> Recipe:
     return Recipe(
         "mas",
         # Aljundi et al. 2018, eq. (4).
-        phases=one_phase(partial(pulled_step, options.strength, options.ce_scope)),
+        phases=one_phase(partial(pulled_step, options.strength, options.ce_scope, options.steady)),
         fields=(FIELD,),
         modules=(SPRINGS,),
         teachers=previous_net,
         end=remember,
         adopt=needs_importance,
+        if_diverging=IF_DIVERGING,
         base=SOFTMAX_BASE,
     )

@@ -245,6 +245,21 @@ class TestBudgets:
         learn(folders[0], root, method="rehearsal", exemplars_total=3)
         refused(BudgetError, root, folder, code=3, says="3 exemplars leaves none for each of 4")
 
+    @pytest.mark.parametrize("method", ["icarl", "rehearsal", "bic"])
+    def test_one_that_shrinks_holds_and_one_too_small_is_refused_before_training(
+        self, method, folders, tmp_path, monkeypatch
+    ):
+        root = tmp_path / ".edgecil"
+        learn(folders[0], root, method=method, memory_budget=30_000)
+        result = learn(folders[1], root, memory_budget=14_000)
+        file = root / "versions" / "2" / "memory.safetensors"
+        assert file.stat().st_size == result.manifest.kept["bytes"] <= 14_000
+        monkeypatch.setattr("edgecil.engine.increment.train", _no_training)
+        refused(
+            BudgetError, root, folders[2], code=3, says=[method, "6 classes"],
+            hint="--memory-budget", memory_budget=500,
+        )  # fmt: skip
+
     def test_a_method_that_keeps_nothing_passes_with_zero(self, folder, tmp_path):
         result = learn(folder, tmp_path / ".edgecil", method="lwm", memory_budget=0)
         assert result.manifest.kept["bytes"] == 0
@@ -400,6 +415,14 @@ class TestDamagedWorkspace:
                 command()
             assert caught.value.exit_code == 1
         assert tree(root) == before
+
+    @pytest.mark.parametrize("method", ["icarl", "ewc"])
+    def test_kept_memory_gone(self, method, bases, folder, tmp_path, monkeypatch):
+        root = small_runs.copied(bases(method), tmp_path / ".edgecil")
+        (root / "versions" / "1" / "memory.safetensors").unlink()
+        monkeypatch.setattr("edgecil.engine.increment.train", _no_training)
+        says = [method, "version 1", "memory.safetensors is gone"]
+        refused(AdoptError, root, folder, code=1, says=says, hint="new workspace")
 
     def test_weights_gone(self, icarl, folder, tmp_path):
         root = small_runs.copied(icarl, tmp_path / ".edgecil")

@@ -201,6 +201,29 @@ def test_every_file_fits_and_one_more_per_class_would_not(codec, increments, bud
 
 
 @pytest.mark.parametrize("codec", CODECS)
+def test_a_budget_holds_after_each_of_a_hundred_increments(codec):
+    kept, budget, stored = Store(()), 25_000 if codec == "jpeg-75" else 60_000, []
+    for number in range(100):
+        kept, count, _ = learn(kept, codec, [5], Budget(bytes=budget), number)
+        assert len(kept.encode()) == kept.report().kept_bytes <= budget
+        stored = [min(count, n) for n in [*stored, 5]]  # what a class has lost is not there again
+        assert kept.read(COUNTS).tolist() == stored
+    assert min(stored) >= 1
+    assert sum(stored) < 500
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_smaller_budget_keeps_a_prefix_and_one_too_small_says_what_would_do(codec):
+    kept, before, _ = learn(Store(()), codec, [9, 9], Budget(bytes=12_000), 0)
+    new, count, _ = learn(kept, codec, [9], Budget(bytes=2_400), 1)
+    assert len(new.encode()) <= 2_400
+    assert 1 <= count < before
+    assert by_class(new)[:2] == [of_class[:count] for of_class in by_class(kept)]
+    with pytest.raises(BudgetError, match="one exemplar of each of 4 classes"):
+        learn(new, codec, [9], Budget(bytes=300), 2)
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("classes", [1, 2, 9, 10, 11, 50, 99, 100])
 def test_the_error_names_the_bytes_that_suffice(codec, classes):
     with pytest.raises(BudgetError) as error:

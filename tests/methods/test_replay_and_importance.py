@@ -8,7 +8,9 @@ import torch
 import toys
 
 from edgecil.data.loader import evaluation_batches
+from edgecil.engine import increment
 from edgecil.engine.increment import begin
+from edgecil.errors import TrainingError
 from edgecil.exemplars import interleave
 from edgecil.importance import fisher, penalty, per_image, sensitivity
 from edgecil.memory.budget import Budget
@@ -71,6 +73,45 @@ class TestImportance:
             found.append(measure(ctx, images))
         for name, value in found[0].items():
             assert torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-8), name
+
+    @pytest.mark.parametrize("measure", [fisher, sensitivity])
+    def test_is_measured_in_eval_mode_and_leaves_the_network_alone(self, measure, tmp_path):
+        ctx, _ = context("ewc", (3,), tmp_path)
+        images = toys.image_set(range(3), 4)
+        ctx.net.eval()
+        wanted = measure(ctx, images)
+        before = {name: value.clone() for name, value in ctx.net.state_dict().items()}
+        found = measure(ctx, images)
+        ctx.net.train()
+        trained = measure(ctx, images)
+        for name, value in wanted.items():
+            assert torch.equal(value, found[name]) and torch.equal(value, trained[name])
+        assert all(torch.equal(v, before[k]) for k, v in ctx.net.state_dict().items())
+
+    @pytest.mark.parametrize(("method", "factor"), [("ewc", 0.5), ("mas", 1.0)])
+    def test_beyond_what_a_step_can_follow_it_diverges_and_a_steady_one_holds(
+        self, method, factor, tmp_path
+    ):
+        training = toys.TRAINING.updated(epochs=10)
+        (base,) = toys.learn(method, (3,), tmp_path, training=training)
+        importance = {n: torch.from_numpy(v) for n, v in base.model.kept.read("importance").items()}
+        largest = max(float(v.max()) for v in importance.values())
+        # lr 2 s F = 2 (1 + m) is where plain descent with momentum begins to diverge.
+        strength = 2 * (1 + 0.9) / (2 * factor * training.optim.lr * largest)
+        new = toys.image_set(range(3, 5))
+
+        def learn(times, steady):
+            options = {"strength": times * strength, "steady": steady}
+            given = toys.task(method, (3, 2), base.model, training=training, options=options)
+            return increment.train(given, toys.sets_of(given, new), toys.session()).model.net
+
+        with pytest.raises(TrainingError) as caught:
+            learn(100, False)
+        assert "--set strength" in caught.value.hint and "steady" in caught.value.hint
+        moved = [
+            float(penalty(learn(times, True), base.model.net, importance)) for times in (1e-4, 100)
+        ]
+        assert moved[1] < 0.1 * moved[0]
 
     def test_sensitivity_is_summed_over_increments_and_fisher_is_averaged(self, tmp_path):
         for method, share in (("mas", (1.0, 1.0)), ("ewc", (2 / 5, 3 / 5))):
