@@ -137,9 +137,9 @@ def settle(options: DreamOptions, objective: synthesis.Objective, steps: int, ct
     Raises:
         TrainingError: it never does.
     """
-    if options.collapse == "accept":
-        return
     source, teacher, old = source_of(ctx), ctx.teachers["previous"], ctx.classes.old
+    if options.collapse == "accept" or old == 1:
+        return
     schedule = synthesis.Schedule(steps, ctx.setup.training.batch_size, options.synthesis_lr)
 
     def counts() -> Tensor:

@@ -58,8 +58,8 @@ def dream(
 def shown(source: Source, net: nn.Module, classes: int, batch: int) -> Tensor:
     """Return how many of some drawn images are taken for each class, int64 ``(classes,)``."""
     counts = torch.zeros(classes, dtype=torch.int64)
-    for start in range(0, max(LOOKED_AT, batch), batch):
-        images = source.draw(batch, skip=start)
+    for _ in range(0, LOOKED_AT, batch):
+        images = source.draw(batch)
         found = net(images).logits[:, :classes].argmax(dim=1)
         counts += torch.bincount(found, minlength=classes).cpu()
     return counts

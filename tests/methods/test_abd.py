@@ -1,0 +1,333 @@
+"""ABD, DeepInversion and LwF on synthetic images: losses, exact savings, ablations, collapse."""
+
+import copy
+import dataclasses
+import math
+from functools import partial
+
+import pytest
+import torch
+import toys
+from naive_abd import naive_dream, naive_step, solver_of
+from torch import nn
+from torch.nn import functional as F
+
+from edgecil import registry
+from edgecil.dreaming import SOURCE, draw
+from edgecil.engine import increment
+from edgecil.engine.increment import begin
+from edgecil.engine.loop import PhaseRun
+from edgecil.engine.selection import dimensions
+from edgecil.errors import AdoptError, TrainingError, UsageError
+from edgecil.losses.replay import output_distance, padded_distillation, weighted_cross_entropy
+from edgecil.memory.plan import plan
+from edgecil.nets.net import NetSpec
+from edgecil.settings import CIFAR, Preprocess
+
+METHODS = ("abd", "deepinversion", "lwf-synthetic")
+
+
+def rows(tensor):
+    return tensor.double().tolist()
+
+
+def log_softmax(row):
+    total = math.log(sum(math.exp(v) for v in row))
+    return [v - total for v in row]
+
+
+class TestLosses:
+    def test_padded_distillation_gives_new_classes_probability_zero(self):
+        torch.manual_seed(0)
+        teacher, student, heat = torch.randn(4, 3), torch.randn(4, 5), 2.0
+        expected = 0.0
+        for t, s in zip(rows(teacher / heat), rows(student / heat), strict=True):
+            soft = [math.exp(v) for v in log_softmax(t)] + [0.0, 0.0]
+            expected -= sum(p * q for p, q in zip(soft, log_softmax(s), strict=True)) / 4
+        assert padded_distillation(teacher, student, heat).item() == pytest.approx(expected, 1e-6)
+
+    def test_it_pushes_the_new_units_down(self):
+        student = torch.zeros(1, 3, requires_grad=True)
+        padded_distillation(torch.zeros(1, 2), student).backward()
+        assert student.grad[0, 2] > 0 and (student.grad[0, :2] < 0).all()
+
+    def test_output_distance_is_that_of_weighted_features_and_knows_no_bias(self):
+        torch.manual_seed(0)
+        weight, f, g = torch.randn(3, 6).double(), torch.randn(4, 6).double(), torch.randn(4, 6)
+        norms = [sum(v * v for v in (weight @ d).tolist()) for d in f - g.double()]
+        given = (F.linear(f, weight, torch.ones(3).double()),
+                 F.linear(g.double(), weight, torch.ones(3).double()))  # fmt: skip
+        assert output_distance(*given, mean=False).item() == pytest.approx(sum(norms) / 4, 1e-5)
+        assert output_distance(*given).item() == pytest.approx(sum(norms) / 12, 1e-5)
+
+    def test_weighted_cross_entropy_averages_over_images_not_weights(self):
+        torch.manual_seed(0)
+        logits, labels, weights = torch.randn(4, 3), torch.tensor([0, 2, 2, 1]), [0.2, 0.3, 0.5]
+        expected = -sum(
+            weights[y] * log_softmax(row)[y]
+            for row, y in zip(rows(logits), labels.tolist(), strict=True)
+        )
+        found = weighted_cross_entropy(logits, labels, torch.tensor(weights))
+        assert found.item() == pytest.approx(expected / 4, 1e-6)
+
+    def test_more_classes_than_images_have_weights_of_their_own(self):
+        weights = torch.arange(50.0)
+        one = weighted_cross_entropy(torch.zeros(1, 50), torch.tensor([49]), weights)
+        assert one.item() == pytest.approx(49 * math.log(50), 1e-6)
+
+
+def second(method, options=None, groups=(3, 2), count=12, preprocess=CIFAR, **changes):
+    """Return context, phases and session at the start of the second increment."""
+    base = changes.pop("base")
+    given = toys.task(method, groups, base, options=options, **changes)
+    new = toys.image_set(range(groups[0], sum(groups)), count)
+    session = dataclasses.replace(toys.session(), preprocess=preprocess)
+    return *begin(given, toys.sets_of(given, new), session), session
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Return a model of three classes."""
+    training = dataclasses.replace(toys.TRAINING, epochs=8)
+    (outcome,) = toys.learn("finetune", (3,), tmp_path_factory.mktemp("base"), training=training)
+    return outcome.model
+
+
+class TestExactSavings:
+    @pytest.mark.parametrize("passes", [1, 2])
+    def test_a_step_equals_the_naive_one_in_gradients_and_statistics(self, base, passes):
+        """Over several steps, in which the naive form makes twelve passes' work of eight."""
+        choice = {"bn_passes": passes}
+        ctx, phases, session = second("abd", choice, base=base)
+        other, phases_too, session_too = second("abd", choice, base=base)
+        options = phases[1].step.args[0]
+        fast = PhaseRun(ctx, phases[1], 1, session)
+        slow = PhaseRun(other, phases_too[1], 1, session_too)
+
+        step = partial(naive_step, options, solver_of(other))
+        slow.phase = dataclasses.replace(slow.phase, step=step)
+        for step in range(3):
+            fast.step(step)
+            slow.step(step)
+            ours, theirs = ctx.net.state_dict(), other.net.state_dict()
+            for name, value in ours.items():
+                if name.endswith("num_batches_tracked"):
+                    continue
+                close = torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6)
+                statistic = "running" in name
+                if passes == 2 or not statistic:
+                    assert close, (step, name)
+        statistics = [n for n in ours if "running_mean" in n]
+        same = all(torch.allclose(ours[n], theirs[n], atol=1e-6) for n in statistics)
+        assert same == (passes == 2), "one pass moves statistics less than two"
+
+    def test_synthesis_without_gradients_of_the_solver_equals_the_naive_one(self, base):
+        ctx, phases, session = second("abd", base=base)
+        other, phases_too, session_too = second("abd", base=base)
+        fast = PhaseRun(ctx, phases[0], 0, session)
+        slow = PhaseRun(other, phases_too[0], 0, session_too)
+        step = partial(naive_dream, phases[0].step.args[0], solver_of(other))
+        slow.phase = dataclasses.replace(slow.phase, step=step)
+        for number in range(3):
+            fast.step(number)
+            slow.step(number)
+        for name, value in ctx.modules[SOURCE].state_dict().items():
+            assert torch.allclose(value, other.modules[SOURCE].state_dict()[name], atol=1e-6), name
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_one_pass_of_either_network_and_no_gradient_for_the_solver(self, method, base):
+        ctx, phases, session = second(method, base=base)
+        for number, phase in enumerate(phases):
+            run = PhaseRun(ctx, phase, number, session)
+            seen = {"student": 0, "teacher": 0}
+
+            def count(name, seen=seen):
+                return lambda module, args: seen.update({name: seen[name] + len(args[0])})
+
+            hooks = [
+                ctx.net.register_forward_pre_hook(count("student")),
+                ctx.teachers["previous"].register_forward_pre_hook(count("teacher")),
+            ]
+            run.step(0)
+            for hook in hooks:
+                hook.remove()
+            batch = 16
+            dreaming = phase.name == "synthesis"
+            assert seen == {"student": 0 if dreaming else 2 * batch,
+                            "teacher": batch if dreaming else 2 * batch}  # fmt: skip
+            teacher = ctx.teachers["previous"]
+            assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+            assert not any(m._forward_pre_hooks for m in teacher.modules())
+
+    def test_momentum_is_put_back_even_after_an_exception(self, base):
+        ctx, phases, session = second("abd", {"bn_passes": 2}, base=base)
+        run = PhaseRun(ctx, phases[1], 1, session)
+        norms = [m for m in ctx.net.modules() if isinstance(m, nn.BatchNorm2d)]
+        batch = run._batch(0)
+        broken = dataclasses.replace(batch, images=batch.images[:, :1])
+        with pytest.raises(RuntimeError):
+            run.phase.step(ctx, broken)
+        assert {norm.momentum for norm in norms} == {0.1}
+
+
+class TestAblations:
+    """Each row of Table 3 is one option; what it leaves out, it does not compute either."""
+
+    def terms(self, base, **options):
+        ctx, phases, session = second("abd", options, base=base)
+        run = PhaseRun(ctx, phases[1], 1, session)
+        torch.manual_seed(0)
+        return run.phase.step(ctx, run._batch(0))
+
+    def test_rows_of_table_3(self, base):
+        full = self.terms(base)
+        assert set(full) == {"classification", "distillation", "fine-tuning"}
+        assert "fine-tuning" not in self.terms(base, finetuning=0.0)
+        changed = {"balance": "fine-tuning", "local_ce": "classification",
+                   "kd_real": "distillation", "kd_synthetic": "distillation"}  # fmt: skip
+        for name, term in changed.items():
+            found = self.terms(base, **{name: False})
+            for other, value in full.items():
+                equal = torch.allclose(found[other].value, value.value)
+                assert equal == (other != term), (name, other)
+        assert "distillation" not in self.terms(base, kd_real=False, kd_synthetic=False)
+
+    def test_both_distillations_average_to_the_whole(self, base):
+        torch.manual_seed(0)
+        parts = [self.terms(base, **{name: False}) for name in ("kd_real", "kd_synthetic")]
+        with torch.no_grad():
+            mean = sum(float(part["distillation"].value) for part in parts) / 2
+        assert mean == pytest.approx(self.terms(base)["distillation"].value.item(), rel=1e-4)
+
+    def test_the_released_form(self, base):
+        full = self.terms(base)
+        share = self.terms(base, ce_share=True)["classification"]
+        assert share.weight == pytest.approx(2 / 5)
+        assert torch.allclose(share.value, full["classification"].value)
+        total = self.terms(base, kd_reduction="sum")["distillation"].value
+        assert torch.allclose(total, 3 * full["distillation"].value, rtol=1e-5)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_preset_is_one_of_valid_options(self, method):
+        for preset in registry.presets(method).values():
+            recipe = registry.build(method, preset.options)
+            warm = bool(preset.options.get("warm_start"))
+            assert bool(recipe.fields) == warm
+
+
+@pytest.fixture
+def few_looks(monkeypatch):
+    """Let two batches tell whether a source has collapsed."""
+    monkeypatch.setattr("edgecil.synthesis.training.LOOKED_AT", 32)
+
+
+@pytest.mark.usefixtures("few_looks")
+class TestCollapse:
+    def test_a_teacher_that_sees_one_class_in_everything_is_tried_again_and_refused(self, base):
+        stubborn = dataclasses.replace(base, net=copy.deepcopy(base.net))
+        with torch.no_grad():
+            stubborn.net.head.bias[1] += 1e6
+        given = toys.task("abd", (3, 2), stubborn, options={"collapse": "retry"})
+        new = toys.image_set(range(3, 5))
+        said = []
+        session = dataclasses.replace(toys.session(), listener=said.append)
+        with pytest.raises(TrainingError, match="collapsed in 3 of 3 attempts") as error:
+            increment.train(given, toys.sets_of(given, new), session)
+        assert "diversity" in error.value.hint
+        texts = [event.text for event in said if hasattr(event, "text")]
+        assert sum("taken for class 1: once more" in text for text in texts) == 2
+
+    def test_a_second_seed_helps_and_is_said(self, base, monkeypatch):
+        ctx, phases, session = second("abd", {"collapse": "retry"}, base=base)
+        PhaseRun(ctx, phases[0], 0, session).run()
+        before = {k: v.clone() for k, v in ctx.modules[SOURCE].state_dict().items()}
+        counts = iter([[9, 0, 0], [4, 3, 2]])
+        monkeypatch.setattr(
+            "edgecil.synthesis.training.shown", lambda *a: torch.tensor(next(counts))
+        )
+        said = []
+        ctx.note = said.append
+        phases[1].prepare(ctx)
+        assert len(said) == 1
+        after = ctx.modules[SOURCE].state_dict()
+        assert not torch.equal(after["linear.weight"], before["linear.weight"])
+
+    def test_images_of_several_classes_are_left_as_they_are(self, base, monkeypatch):
+        ctx, phases, _ = second("abd", {"collapse": "retry"}, base=base)
+        before = ctx.modules[SOURCE].linear.weight.clone()
+        monkeypatch.setattr("edgecil.synthesis.training.shown", lambda *a: torch.tensor([1, 8, 0]))
+        phases[1].prepare(ctx)
+        assert torch.equal(before, ctx.modules[SOURCE].linear.weight)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_base_without_statistics_is_refused_before_training(self, method, base):
+        bare = dataclasses.replace(base, net=copy.deepcopy(base.net))
+        for module in bare.net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+        with pytest.raises(AdoptError, match="untrained"):
+            second(method, base=bare)
+
+    def test_a_warm_start_of_pixels_is_refused(self):
+        with pytest.raises(UsageError, match="source=pixels"):
+            registry.build("abd", {"warm_start": True, "source": "pixels"})
+
+    def test_a_loss_that_is_not_a_number_ends_the_phase(self, base):
+        ctx, phases, session = second("abd", base=base)
+        nn.init.constant_(ctx.modules[SOURCE].linear.bias, float("nan"))
+        with pytest.raises(TrainingError, match="phase 'synthesis'"):
+            PhaseRun(ctx, phases[0], 0, session).run()
+
+
+class TestSizes:
+    def test_five_images_and_more_classes_than_a_batch(self, tmp_path):
+        training = dataclasses.replace(toys.TRAINING, batch_size=5, epochs=1)
+        for method in METHODS:
+            outcome = toys.learn(method, (9, 2), tmp_path / method, count=2, training=training)
+            assert outcome[-1].model.net.classes == 11
+
+    def test_one_old_class_has_no_diversity_and_that_is_said(self, tmp_path):
+        (outcome,) = toys.learn("finetune", (1,), tmp_path)
+        ctx, phases, session = second("abd", groups=(1, 2), base=outcome.model)
+        said = []
+        ctx.note = said.append
+        terms = phases[0].step(ctx, None)
+        assert "diversity" not in terms and "one old class" in said[0]
+        PhaseRun(ctx, phases[0], 0, session).run()
+        phases[1].prepare(ctx)  # one class is no collapse
+
+    @pytest.mark.parametrize("size", [64, 224])
+    def test_larger_images(self, size, base):
+        preprocess = Preprocess(size, size, CIFAR.mean, CIFAR.std)
+        training = dataclasses.replace(toys.TRAINING, batch_size=2)
+        ctx, phases, session = second("abd", base=base, preprocess=preprocess, training=training)
+        PhaseRun(ctx, phases[0], 0, session).step(0)
+        images = draw(ctx, 2)
+        assert images.shape == (2, 3, size, size) and torch.isfinite(images).all()
+
+
+class TestWarmStart:
+    def test_by_default_nothing_is_kept(self, tmp_path):
+        for method in METHODS:
+            assert registry.build(method).fields == ()
+
+    def test_a_kept_generator_counts_and_is_gone_on_from(self, tmp_path):
+        outcomes = toys.learn("abd", (2, 1), tmp_path, options={"warm_start": True})
+        for number, outcome in enumerate(outcomes, start=1):
+            kept = outcome.model.kept
+            assert kept.report().kept_bytes == len(kept.encode()) > 8_423_939 * 4
+            sizes = dimensions(NetSpec("resnet8"), (2, 1)[:number], toys.SIDE)
+            assert plan(kept.fields, sizes).kept_bytes == kept.report().kept_bytes
+        stored = outcomes[-1].model.kept.read(SOURCE)
+        options = {"warm_start": True}
+        ctx, _, _ = second("abd", options, groups=(3, 1), base=outcomes[-1].model)
+        for name, value in ctx.modules[SOURCE].state_dict().items():
+            if name in stored:
+                assert torch.equal(value, torch.from_numpy(stored[name])), name
+        fresh, _, _ = second("abd", groups=(3, 1), base=outcomes[-1].model)
+        name = "linear.weight"
+        assert not torch.equal(
+            fresh.modules[SOURCE].state_dict()[name], torch.from_numpy(stored[name])
+        )
