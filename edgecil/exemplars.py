@@ -145,7 +145,9 @@ class _Ranked:
         return self._items[:count]
 
 
-def _old_classes(old: Store, codec: ItemCodec, size: Size) -> list[_Ranked]:
+def _old_classes(
+    old: Store, codec: ItemCodec, size: Size, changed: Mapping[int, Array]
+) -> list[_Ranked]:
     """Return the exemplars of old classes: their stored bytes where codec and size are equal."""
     if IMAGES not in old:
         return []
@@ -163,10 +165,15 @@ def _old_classes(old: Store, codec: ItemCodec, size: Size) -> list[_Ranked]:
         def encoded(row: int) -> bytes:
             return codec.encode_item(fit_square(pixels[row], size[0]))
 
+    def item(row: int) -> bytes:
+        if row in changed:
+            return codec.encode_item(fit_square(changed[row], size[0]))
+        return encoded(row)
+
     counts = old.read(COUNTS).tolist()
     starts = accumulate(counts, initial=0)
     return [
-        _Ranked(n, lambda rank, start=start: encoded(start + rank))  # type: ignore[misc]
+        _Ranked(n, lambda rank, start=start: item(start + rank))  # type: ignore[misc]
         for n, start in zip(counts, starts, strict=False)
     ]
 
@@ -256,6 +263,7 @@ def build_exemplars(
     dimensions: Dimensions | None = None,
     values: Mapping[str, Array] | None = None,
     updated: Mapping[int, NDArray[np.int64]] | None = None,
+    changed: Mapping[int, Array] | None = None,
 ) -> int:
     """Write the exemplars of old and new classes to ``new`` and return their number per class.
 
@@ -268,7 +276,8 @@ def build_exemplars(
     ``dimensions`` when other kept fields share the file with a budget in bytes; ``values`` has
     for every column of the declaration one row per new image. ``updated`` has for every old
     class with new images its rows of the kept images followed by the new ones, best first; kept
-    images stay byte for byte in their new order, too.
+    images stay byte for byte in their new order, too. ``changed`` has by their row those kept
+    images ``(R, R, 3)`` that are stored anew.
 
     Raises:
         BudgetError: not one exemplar per class fits.
@@ -290,7 +299,7 @@ def build_exemplars(
         _Ranked(len(rows), lambda rank, rows=rows: encode(rows[rank]))  # type: ignore[misc]
         for rows in ranked
     ]
-    lists = _old_classes(old, codec, size)
+    lists = _old_classes(old, codec, size, changed or {})
     sizes = [len(of_class) for of_class in lists]
     for label, rows in (updated or {}).items():
         lists[label] = _ranked_again(lists[label], sum(sizes[:label]), sum(sizes), rows, encode)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -117,6 +117,35 @@ class Setup:
     """True when the network did not start from random weights."""
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Images that may be kept as exemplars; there may be more than the budget takes."""
+
+    rows: Mapping[int, Tensor]
+    """For every class with new images the rows of its images (int64), best first: they count
+    all kept images, then the new ones."""
+    changed: Mapping[int, Tensor] = field(default_factory=dict)
+    """By such a row, what an image has become: uint8 ``(R, R, 3)``."""
+
+
+class Shelf(Protocol):
+    """The memory of exemplars before it is filled."""
+
+    def ranked(self) -> Candidates:
+        """Return what the selection ranks best, with the network as it is now."""
+        ...
+
+    def trial(self, candidates: Candidates) -> tuple[ImageSet, Mapping[str, NDArray[Any]]]:
+        """Return what the budget takes of ``candidates``, and its columns, as they decode.
+
+        Old classes first; nothing is stored.
+
+        Raises:
+            BudgetError: not one exemplar per class fits.
+        """
+        ...
+
+
 @dataclass
 class Context:
     """What a method may use while an increment runs."""
@@ -145,6 +174,8 @@ class Context:
     """Tell the user something about the method's choices, once."""
     preprocess: Preprocess
     """What the network's input is: its size, and the mean and deviation of its channels."""
+    shelf: Shelf | None = None
+    """Where exemplars will be kept; None for a method without a selection."""
     view_count: int | None = None
     """How many views of an image the augmentation makes: 1, 2 (mirrored), or None for many."""
     step: int = 0
@@ -281,6 +312,9 @@ class Selection:
     apart: str | None = None
     """A boolean column: images of either value are ranked apart, and every prefix of the list
     holds both in their shares (BiC's held-out images)."""
+    candidates: Callable[[Context], Candidates] | None = None
+    """Gives what is stored when the phases are over, in place of ``rank``: images that were
+    chosen, or made, before."""
 
 
 @dataclass(frozen=True)

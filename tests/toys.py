@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from edgecil import registry
+from edgecil.bench.runner import Variant
 from edgecil.data.images import ImageSet
 from edgecil.engine import increment
 from edgecil.engine.compute import Compute
@@ -60,8 +61,11 @@ TRAINING = Training(epochs=2, batch_size=16, optim=Optim(lr=0.05))
 
 
 # Options whose defaults are meant for real images: a toy sees a few steps of synthesis, which
-# show hardly more than one class.
-SMALL = {"synthesis_steps": 4, "collapse": "accept"}
+# show hardly more than one class, and few of what trains pixels.
+SMALL = {
+    "synthesis_steps": 4, "collapse": "accept",
+    "inner_steps": 1, "inner_batch": 4, "outer_epochs": 2, "finetune": 1,
+}  # fmt: skip
 
 
 def small(method: str) -> dict[str, object]:
@@ -70,9 +74,17 @@ def small(method: str) -> dict[str, object]:
     return {name: value for name, value in SMALL.items() if name in names}
 
 
+def built(method: str, options=None):
+    """Return the recipe of ``method``, which may be ``method:name=value:name=value``."""
+    variant = Variant.parse(method)
+    return registry.build(
+        variant.method, {**small(variant.method), **variant.options, **(options or {})}
+    )
+
+
 def task(method: str, groups, previous=None, budget=None, options=None, **changes) -> Task:
-    """Return the task of learning the last of ``groups`` with ``method``."""
-    recipe = registry.build(method, {**small(method), **(options or {})})
+    """Return the task of learning the last of ``groups`` with ``method``, written as in benches."""
+    recipe = built(method, options)
     everything = recipe.selection is not None and recipe.selection.everything
     limit = Budget() if everything else budget or Budget(per_class=5)
     width = changes.pop("width", None)

@@ -17,7 +17,7 @@ from edgecil.engine import state
 from edgecil.engine.clock import Clock
 from edgecil.engine.events import Note, Stage
 from edgecil.engine.loop import PhaseRun, Session
-from edgecil.engine.selection import store_exemplars
+from edgecil.engine.selection import Memory, store_exemplars
 from edgecil.errors import BudgetError, TrainingError
 from edgecil.memory.budget import Budget
 from edgecil.memory.store import Store
@@ -91,7 +91,7 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         task.classes, task.training, {name: len(images) for name, images in sets.items()},
         pretrained=task.start is not None,
     )  # fmt: skip
-    return Context(
+    ctx = Context(
         setup=setup,
         net=net,
         previous=freeze(previous.net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,6 +109,9 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         preprocess=session.preprocess,
         view_count=session.augment.view_count,
     )
+    if task.recipe.selection is not None:
+        ctx.shelf = Memory(ctx, task.recipe.selection, task.budget)
+    return ctx
 
 
 def _tensor_bytes(modules: Sequence[nn.Module]) -> int:
@@ -141,7 +144,9 @@ def _build_modules(ctx: Context, task: Task, lifetime: tuple[str, ...]) -> None:
 def _restore(ctx: Context, saved: state.Saved) -> None:
     ctx.net.load_state_dict(saved.part("net"))
     for name, module in ctx.modules.items():
-        module.load_state_dict(saved.part(f"module:{name}"))
+        tensors = saved.part(f"module:{name}")
+        if tensors:  # a base that another method trained has none: it is as it was built
+            module.load_state_dict(tensors)
     for name in saved.extra_teachers:
         ctx.teachers[name] = freeze(ctx.net)
         ctx.teachers[name].load_state_dict(saved.part(f"teacher:{name}"))

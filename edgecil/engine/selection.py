@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor
 from edgecil.data.images import ImageSet, concat
 from edgecil.exemplars import build_exemplars, interleave
 from edgecil.memory.budget import Budget, most_per_class
-from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field
+from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.store import Store
-from edgecil.method import Context, Selection
+from edgecil.method import Candidates, Context, Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
 from edgecil.synthesis.generator import generator_shapes
@@ -53,7 +55,7 @@ def _most(budget: Budget, sizes: Sequence[int], codec: str, side: int) -> int | 
     return bisect.bisect_right(counts, total, key=lambda n: sum(min(n, size) for size in sizes))
 
 
-def _candidates(ctx: Context) -> tuple[ImageSet, Tensor]:
+def _choice(ctx: Context) -> tuple[ImageSet, Tensor]:
     """Return the new images, after the kept ones of updated classes, and their rows.
 
     Rows count all kept images first, then the new ones.
@@ -67,13 +69,13 @@ def _candidates(ctx: Context) -> tuple[ImageSet, Tensor]:
     return concat([kept.subset(rows.to(kept.labels.device)), new]), torch.cat([rows, fresh])
 
 
-def _ranked(ctx: Context, selection: Selection, most: int | None) -> dict[int, NDArray[np.int64]]:
+def _ranked(ctx: Context, selection: Selection, most: int | None) -> Candidates:
     """Return for every class with new images the rows of its images, best first.
 
     At most ``most``; rows count all kept images first, then the new ones. Kept images of an
     updated class are ranked again beside its new ones, as they decode from storage.
     """
-    images, origin = _candidates(ctx)
+    images, origin = _choice(ctx)
     classes = ctx.classes
     labels = images.labels.cpu()
     features = None if selection.everything else ctx.features(images).cpu()
@@ -87,8 +89,8 @@ def _ranked(ctx: Context, selection: Selection, most: int | None) -> dict[int, N
             generator = ctx.stream(f"rank-{label}")
             ranks = [part[selection.rank(features[part], wanted, generator)] for part in parts]
             rows = interleave(ranks, [len(part) for part in parts])[:wanted]
-        ranked[label] = origin[rows].numpy()
-    return ranked
+        ranked[label] = origin[rows]
+    return Candidates(ranked)
 
 
 def _parts(ctx: Context, selection: Selection, rows: Tensor, origin: Tensor) -> list[Tensor]:
@@ -111,23 +113,84 @@ def _sizes(ctx: Context) -> list[int]:
 class _Pictures:
     """The images of a set as they are stored, ``side`` pixels wide.
 
-    They are brought into host memory one by one: few of them are chosen.
+    They are brought into host memory one by one: few of them are chosen. ``changed`` has by
+    their row images that take the place of others.
     """
 
-    def __init__(self, images: ImageSet, side: int) -> None:
-        self._pixels = images.pixels
+    def __init__(self, images: ImageSet, side: int, changed: Mapping[int, Tensor]) -> None:
+        self._pixels, self._changed = images.pixels, changed
         self.shape = (len(images), side, side, 3)
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        at = torch.tensor([row], device=self._pixels.device)
-        image: NDArray[np.uint8] = self._pixels.index_select(0, at)[0].cpu().numpy()
-        return fit_square(image, self.shape[1])
+        image = self._changed.get(int(row))
+        if image is None:
+            at = torch.tensor([row], device=self._pixels.device)
+            image = self._pixels.index_select(0, at)[0]
+        return fit_square(image.cpu().numpy(), self.shape[1])
 
 
 def stored_side(images: Field, decoded: int) -> int:
     """Return the side in pixels of a stored exemplar; the declaration may leave it as decoded."""
     side = images.shape[1]
     return side if isinstance(side, int) else decoded
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The exemplars' part of what an increment will keep: :class:`edgecil.method.Shelf`."""
+
+    ctx: Context
+    selection: Selection
+    budget: Budget
+
+    @property
+    def side(self) -> int:
+        """Side of a decoded image in pixels."""
+        return int(self.ctx.sets["new"].pixels.shape[1])
+
+    def ranked(self) -> Candidates:
+        """Return what the selection ranks best, with the network as it is now."""
+        images = self.ctx.keeps.field(IMAGES)
+        stored = stored_side(images, self.side)
+        most = _most(self.budget, _sizes(self.ctx), images.codec, stored)
+        return _ranked(self.ctx, self.selection, most)
+
+    def trial(self, candidates: Candidates) -> tuple[ImageSet, Mapping[str, NDArray[Any]]]:
+        """Return what the budget takes of ``candidates``, and its columns, as they decode."""
+        store = Store(self.ctx.keeps.fields)
+        self.fill(store, candidates)
+        names = [field.name for field in columns(store.fields)]
+        images = exemplar_images(store, self.side).to(self.ctx.device)
+        return images, {name: store.read(name) for name in names}
+
+    def fill(
+        self, store: Store, candidates: Candidates, paths: Sequence[Path] | None = None
+    ) -> int:
+        """Encode into ``store`` what the budget takes, and return the number per class."""
+        ctx, classes = self.ctx, self.ctx.classes
+        ranked = {label: rows.numpy() for label, rows in candidates.rows.items()}
+        kept, new = ctx.sets["kept"], ctx.sets["new"]
+        made = {r - len(kept): image for r, image in candidates.changed.items() if r >= len(kept)}
+        pixels = _Pictures(new, stored_side(store.field(IMAGES), self.side), made)
+        return build_exemplars(
+            ctx.kept, store, pixels,
+            [ranked[label] - len(kept) for label in range(classes.old, classes.seen)],
+            self.budget, paths=paths,
+            updated={label: ranked[label] for label in classes.updated},
+            changed=_changed(kept, candidates.changed),
+            dimensions=dimensions(
+                ctx.net.spec, classes.groups, self.side, size=ctx.preprocess.size
+            ),
+            values=ctx.columns,
+        )  # fmt: skip
+
+
+def _changed(kept: ImageSet, now: Mapping[int, Tensor]) -> dict[int, NDArray[np.uint8]]:
+    """Return the kept images that are not as they were: a lossy codec should not be applied twice
+    to one that is."""
+    before = _Pictures(kept, int(kept.pixels.shape[1]), {})
+    images = {row: image.cpu().numpy() for row, image in now.items() if row < len(kept)}
+    return {r: image for r, image in images.items() if not np.array_equal(image, before[r])}
 
 
 def store_exemplars(
@@ -140,19 +203,10 @@ def store_exemplars(
     Raises:
         BudgetError: not one exemplar per class fits.
     """
-    side, images = ctx.sets["new"].pixels.shape[1], ctx.keeps.field(IMAGES)
-    stored = stored_side(images, side)
-    pixels = _Pictures(ctx.sets["new"], stored)
-    most = _most(budget, _sizes(ctx), images.codec, stored)
-    ranked, kept, classes = _ranked(ctx, selection, most), len(ctx.sets["kept"]), ctx.classes
-    count = build_exemplars(
-        ctx.kept, ctx.keeps, pixels,
-        [ranked[label] - kept for label in range(classes.old, classes.seen)], budget, paths=paths,
-        updated={label: ranked[label] for label in classes.updated},
-        dimensions=dimensions(ctx.net.spec, ctx.classes.groups, side, size=ctx.preprocess.size),
-        values=ctx.columns,
-    )  # fmt: skip
-    ctx.sets["exemplars"] = exemplar_images(ctx.keeps, side).to(ctx.device)
+    memory = Memory(ctx, selection, budget)
+    given = memory.ranked() if selection.candidates is None else selection.candidates(ctx)
+    count = memory.fill(ctx.keeps, given, paths)
+    ctx.sets["exemplars"] = exemplar_images(ctx.keeps, memory.side).to(ctx.device)
     return count
 
 

@@ -18,9 +18,9 @@ LAYERS = (
     ("edgecil._version", "edgecil.errors", "edgecil.options", "edgecil.settings", "edgecil.units"),
     ("edgecil.memory",),
     ("edgecil.data", "edgecil.nets", "edgecil.losses", "edgecil.synthesis", "edgecil.exemplars",
-     "edgecil.metrics", "edgecil.pruning"),
+     "edgecil.metrics", "edgecil.pruning", "edgecil.unrolled", "edgecil.learned_exemplars"),
     ("edgecil.method",),
-    ("edgecil.importance", "edgecil.views"),
+    ("edgecil.importance", "edgecil.views", "edgecil.mnemonics", "edgecil.weight_transfer"),
     ("edgecil.lessons", "edgecil.ownership", "edgecil.snapshots", "edgecil.auxiliary",
      "edgecil.dreaming"),
     ("edgecil.methods", "edgecil.registry"),
@@ -111,7 +111,8 @@ def test_methods_import_neither_the_engine_nor_each_other():
     allowed = ("edgecil.method", "edgecil.data", "edgecil.nets", "edgecil.losses",
                "edgecil.exemplars", "edgecil.synthesis", "edgecil.memory", "edgecil.errors",
                "edgecil.importance", "edgecil.views", "edgecil.lessons", "edgecil.snapshots",
-               "edgecil.auxiliary", "edgecil.dreaming", "edgecil.options",
+               "edgecil.auxiliary", "edgecil.dreaming", "edgecil.mnemonics",
+               "edgecil.weight_transfer", "edgecil.options",
                "edgecil.settings", "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:

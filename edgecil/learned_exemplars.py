@@ -1,0 +1,89 @@
+"""Exemplars whose pixels are parameters: from stored images to parameters and back.
+
+Parameters are in units of the network's input, as in Mnemonics (Liu et al. 2020, section 5.1): a
+rate means the same for every channel. What is stored are uint8 pixels; an image that was not
+changed comes back as it was, to the bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgecil.data.images import ImageSet
+from edgecil.settings import Preprocess
+
+
+def _statistics(preprocess: Preprocess, device: torch.device) -> tuple[Tensor, Tensor]:
+    both = (torch.tensor(v, device=device) for v in (preprocess.mean, preprocess.std))
+    mean, std = (v[:, None, None] for v in both)
+    return mean, std
+
+
+def to_values(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return the network's input float32 ``(N, 3, R, R)`` of uint8 ``pixels`` ``(N, R, R, 3)``."""
+    mean, std = _statistics(preprocess, pixels.device)
+    return ((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+
+
+def to_pixels(values: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return uint8 pixels ``(N, R, R, 3)``: clamped to [0, 255] and rounded."""
+    mean, std = _statistics(preprocess, values.device)
+    pixels = ((values.detach() * std + mean) * 255).round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def halves(labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of two disjoint halves A and B of the exemplars that are ``usable``.
+
+    ``labels`` int64 ``(K,)`` lie class after class, ``usable`` is bool ``(K,)``. Of every class
+    each half has every second exemplar by rank, so that a prefix is divided evenly too; classes
+    take turns in which half the first one belongs to (eq. (10), which leaves the split open).
+    """
+    rows = torch.nonzero(usable)[:, 0]
+    mine = labels[rows]
+    before = torch.searchsorted(mine.contiguous(), mine.contiguous())
+    rank = torch.arange(len(rows), device=rows.device) - before
+    turns = torch.unique(mine, return_inverse=True)[1]
+    second = (rank + turns) % 2 == 1
+    return rows[~second], rows[second]
+
+
+class Learned(nn.Module):
+    """Images as parameters: ``values`` ``(M, 3, R, R)``, their ``labels`` and their ``rows``.
+
+    ``rows`` are those of the set that they begin as; -1 where that is not decided yet. Without
+    values the rows alone are remembered.
+    """
+
+    rows: Tensor
+    labels: Tensor
+
+    def __init__(self, rows: Tensor, labels: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values)
+        self.register_buffer("rows", rows)
+        self.register_buffer("labels", labels)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is known which images these are."""
+        return bool((self.rows >= 0).any())
+
+    def inputs(self, preprocess: Preprocess) -> Tensor:
+        """Return what the network sees of them, ``(M, 3, S, S)``: the centre, differentiably."""
+        corner = (preprocess.resize - preprocess.size) // 2
+        return self.values.narrow(2, corner, preprocess.size).narrow(3, corner, preprocess.size)
+
+    @torch.no_grad()
+    def project(self, preprocess: Preprocess) -> None:
+        """Move values that no pixel can have to the nearest one that a pixel can have."""
+        mean, std = _statistics(preprocess, self.values.device)
+        self.values.copy_(self.values.maximum(-mean / std).minimum((1 - mean) / std))
+
+    def images(self, preprocess: Preprocess) -> ImageSet:
+        """Return the images as they would be stored by a codec without loss."""
+        return ImageSet(to_pixels(self.values, preprocess), self.labels)

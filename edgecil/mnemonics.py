@@ -1,0 +1,300 @@
+"""What Mnemonics adds to a host: exemplars that are chosen, optimised, adjusted, trained on.
+
+Liu et al. 2020. After the host's phases the network is held still while the pixels of the new
+exemplars are trained (eq. (9)), then those of the old ones, each half with the other as its
+validation data (eq. (10)); then the network is fine-tuned on exemplars alone (section 4.3),
+exactly as they decode from what will be stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from edgecil.data.images import Batch, ImageSet, concat
+from edgecil.learned_exemplars import Learned, halves, to_pixels, to_values
+from edgecil.losses.classification import binary_cross_entropy, cross_entropy, one_hot
+from edgecil.losses.prototypes import class_prototypes, prototype_logits
+from edgecil.method import Candidates, Context, ModuleSpec, Phase, Setup, Term, Terms
+from edgecil.nets.arithmetic import full_precision
+from edgecil.settings import Optim, Schedule, Training
+from edgecil.unrolled import Descent, Weights, checkpointed
+
+NEW, HALF_A, HALF_B = "mnemonics", "mnemonics A", "mnemonics B"
+
+
+@dataclass(frozen=True)
+class Mnemonics:
+    """Which exemplars are optimised, and how."""
+
+    unrolled: bool
+    """Through the training of a temporary model; else through class means (the released code)."""
+    learns: bool
+    """Whether the pixels of new exemplars are trained."""
+    adjusts: bool
+    """Whether the pixels of old exemplars are trained."""
+    finetuning: int
+    """Epochs on exemplars alone; 0: none."""
+    inner_steps: int
+    inner_lr: float
+    inner_batch: int
+    epochs: int
+    pixel_optim: Optim
+    halve_every: int
+    """Epochs after which the rate of the pixels is halved."""
+    sigmoid: bool
+    """Whether the host's logits are trained as sigmoids."""
+    apart: str | None
+    """The column of exemplars that the host holds apart: they stay as they are (BiC)."""
+
+    def loss(self, logits: Tensor, labels: Tensor, seen: int) -> Tensor:
+        """Return L_c over the seen classes, in the host's meaning of logits; a scalar (eq. (2))."""
+        if self.sigmoid:
+            return binary_cross_entropy(logits[:, :seen], one_hot(labels, 0, seen))
+        return cross_entropy(logits, labels, slice(0, seen))
+
+
+def _free(method: Mnemonics, ctx: Context, name: str) -> Tensor:
+    """Return bool ``(N,)``: which images of a set the host does not hold apart."""
+    labels = ctx.sets[name].labels
+    if method.apart is None or not len(labels):
+        return torch.ones(len(labels), dtype=torch.bool)
+    flags = ctx.columns[method.apart] if name == "new" else ctx.kept.read(method.apart)
+    return ~torch.from_numpy(flags)
+
+
+def _usable(method: Mnemonics, ctx: Context, name: str) -> ImageSet:
+    """Return the images of a set that the host does not hold apart."""
+    images, free = ctx.sets[name], _free(method, ctx, name)
+    return images if bool(free.all()) else images.subset(free.to(images.labels.device))
+
+
+def _new_rows(ctx: Context, counts: Tensor | None = None) -> Tensor:
+    """Return the rows of the new images that the selection ranks, class by class, best first.
+
+    At most ``counts`` ``(K_n,)`` of every class.
+    """
+    assert ctx.shelf is not None
+    ranked, classes = ctx.shelf.ranked().rows, ctx.classes
+    rows = [ranked[label] - len(ctx.sets["kept"]) for label in range(classes.old, classes.seen)]
+    limits = [None] * len(rows) if counts is None else counts.tolist()
+    return torch.cat([of_class[:n] for of_class, n in zip(rows, limits, strict=True)])
+
+
+def build_new(method: Mnemonics, ctx: Context) -> Learned:
+    """Return room for as many new exemplars as the budget is likely to take."""
+    assert ctx.shelf is not None
+    new, side = ctx.sets["new"], ctx.preprocess.resize
+    labels = new.labels
+    if method.learns:
+        taken, _ = ctx.shelf.trial(ctx.shelf.ranked())
+        labels = taken.labels[taken.labels >= ctx.classes.old]
+    values = torch.zeros(len(labels) if method.learns else 0, 3, side, side)
+    return Learned(torch.full((len(labels),), -1), labels.clone(), values)
+
+
+def build_half(method: Mnemonics, number: int, ctx: Context) -> Learned:
+    """Return half A (0) or B (1) of the old exemplars that fit beside the new ones."""
+    assert ctx.shelf is not None
+    kept = ctx.sets["kept"]
+    rows = torch.zeros(0, dtype=torch.int64)
+    if method.adjusts and len(kept):
+        taken, _ = ctx.shelf.trial(ctx.shelf.ranked())
+        counts = torch.bincount(taken.labels.cpu(), minlength=ctx.classes.seen)
+        labels = kept.labels.cpu()
+        ranks = torch.arange(len(labels)) - torch.searchsorted(labels, labels)
+        stays = ranks < counts[labels]
+        rows = halves(labels, stays & _free(method, ctx, "kept"))[number]
+    at = rows.to(kept.labels.device)
+    pixels = kept.pixels.index_select(0, at)
+    return Learned(rows, kept.labels[at], to_values(pixels, ctx.preprocess))
+
+
+def modules(method: Mnemonics) -> tuple[ModuleSpec, ...]:
+    """Return new exemplars and both halves of the old ones."""
+    return (
+        ModuleSpec(NEW, partial(build_new, method)),
+        ModuleSpec(HALF_A, partial(build_half, method, 0)),
+        ModuleSpec(HALF_B, partial(build_half, method, 1)),
+    )
+
+
+def learned(ctx: Context, name: str) -> Learned:
+    """Return one of the modules."""
+    found = ctx.modules[name]
+    assert isinstance(found, Learned)
+    return found
+
+
+@torch.no_grad()
+def choose(ctx: Context) -> None:
+    """Rank the new images with the network as it is now; their pixels are the beginning."""
+    new, own = ctx.sets["new"], learned(ctx, NEW)
+    if not len(own):
+        rows = _new_rows(ctx)
+        own.rows[: len(rows)] = rows.to(own.rows.device)
+        return
+    counts = torch.bincount(own.labels.cpu() - ctx.classes.old, minlength=ctx.classes.new)
+    rows = _new_rows(ctx, counts).to(new.labels.device)
+    own.rows.copy_(rows)
+    own.values.copy_(to_values(new.pixels.index_select(0, rows).to(ctx.device), ctx.preprocess))
+
+
+def candidates(ctx: Context) -> Candidates:
+    """Return the exemplars to store: chosen before fine-tuning, as they were optimised."""
+    assert ctx.shelf is not None
+    own, kept = learned(ctx, NEW), len(ctx.sets["kept"])
+    if not own.decided:  # nothing was optimised or trained on: the host chooses, as ever
+        return ctx.shelf.ranked()
+    rows = own.rows[own.rows >= 0].cpu()
+    labels = ctx.sets["new"].labels.cpu()[rows]
+    by_class = {c: rows[labels == c] + kept for c in range(ctx.classes.old, ctx.classes.seen)}
+    changed: dict[int, Tensor] = {}
+    for name, first in ((NEW, kept), (HALF_A, 0), (HALF_B, 0)):
+        group = learned(ctx, name)
+        if len(group):
+            at = (group.rows.cpu() + first).tolist()
+            changed |= zip(at, to_pixels(group.values, ctx.preprocess).cpu(), strict=True)
+    return Candidates(by_class, changed)
+
+
+def exemplars(method: Mnemonics, ctx: Context) -> ImageSet:
+    """Return what will be stored, as it decodes, but for images that the host holds apart."""
+    assert ctx.shelf is not None
+    images, columns = ctx.shelf.trial(candidates(ctx))
+    if method.apart is None:
+        return images
+    return images.subset(~torch.from_numpy(columns[method.apart]).to(images.labels.device))
+
+
+def outer_images(method: Mnemonics, name: str, ctx: Context) -> ImageSet:
+    """Return the validation data of a group of exemplars."""
+    if name == NEW:
+        parts = [_usable(method, ctx, "new")]
+        if not method.unrolled and len(ctx.sets["kept"]):
+            parts.append(_usable(method, ctx, "kept"))
+        return parts[0] if len(parts) == 1 else concat(parts)
+    other = learned(ctx, HALF_B if name == HALF_A else HALF_A)
+    # A single old exemplar has no other half: it is its own, and hardly moves.
+    return (other if len(other) else learned(ctx, name)).images(ctx.preprocess)
+
+
+def _active(method: Mnemonics, ctx: Context, name: str) -> Tensor:
+    """Return the positions of the exemplars of a group that are trained."""
+    own = learned(ctx, name)
+    if name != NEW:
+        return torch.arange(len(own), device=ctx.device)
+    return torch.nonzero(_free(method, ctx, "new")[own.rows.cpu()])[:, 0].to(ctx.device)
+
+
+def unrolled_loss(
+    method: Mnemonics, name: str, active: Tensor, ctx: Context, batch: Batch
+) -> Tensor:
+    """Return L_c(Theta'(E); D): of a temporary model trained on the exemplars (eqs. (8), (9)).
+
+    Batch norms keep the statistics of the network, here and in the fine-tuning that the
+    temporary training stands for.
+    """
+    own, seen = learned(ctx, name), ctx.classes.seen
+    generator = ctx.stream(f"inner steps of {name}, {ctx.step}")
+    few = min(method.inner_batch, len(active))
+    picks = [
+        active[torch.randperm(len(active), generator=generator)[:few].to(active.device)]
+        for _ in range(method.inner_steps)
+    ]
+
+    def logits(weights: Weights, images: Tensor) -> Tensor:
+        found: Tensor = functional_call(ctx.net, dict(weights), (images,)).logits
+        return found
+
+    def inner(weights: Weights, images: Tensor, step: int) -> Tensor:
+        rows = picks[step]
+        return method.loss(logits(weights, images[rows]), own.labels[rows], seen)
+
+    descent = Descent(inner, method.inner_steps, method.inner_lr)
+    trained = checkpointed(descent, dict(ctx.net.named_parameters()), own.inputs(ctx.preprocess))
+    return method.loss(logits(trained, batch.images), batch.labels, seen)
+
+
+def prototype_loss(
+    method: Mnemonics, name: str, active: Tensor, ctx: Context, batch: Batch
+) -> Tensor:
+    """Return the cross-entropy of cosines to class means, which the exemplars move.
+
+    What the released code of Mnemonics minimises, with the network held still.
+    """
+    own = learned(ctx, name)
+    with torch.no_grad():
+        queries = ctx.net(batch.images).features
+    features = ctx.net(own.inputs(ctx.preprocess)[active]).features
+    key = f"prototypes of {name}"
+    if key not in ctx.scratch:
+        ctx.scratch[key] = _fixed(ctx, features.detach())
+    prototypes = class_prototypes(features, own.labels[active], ctx.scratch[key])
+    logits = prototype_logits(queries, prototypes)
+    return cross_entropy(logits, batch.labels, slice(0, ctx.classes.seen))
+
+
+@torch.no_grad()
+def _fixed(ctx: Context, like: Tensor) -> Tensor:
+    """Return mean features ``(K, D)`` of the old exemplars as they were stored and of the new."""
+    fixed = like.new_zeros(ctx.classes.seen, like.shape[1])
+    own = learned(ctx, NEW)
+    sets = [ctx.sets["kept"], own.images(ctx.preprocess)]
+    if not len(own):
+        rows = own.rows[own.rows >= 0].to(ctx.sets["new"].labels.device)
+        sets[1] = ctx.sets["new"].subset(rows)
+    for images in sets:
+        if len(images):
+            features = ctx.features(images)
+            fixed = class_prototypes(features, images.labels.to(features.device), fixed)
+    return fixed
+
+
+def pixel_step(method: Mnemonics, name: str, ctx: Context, batch: Batch) -> Terms:
+    """Return the validation loss of a group of exemplars, which trains their pixels."""
+    own = learned(ctx, name)
+    own.project(ctx.preprocess)
+    active = _active(method, ctx, name)
+    loss = unrolled_loss if method.unrolled else prototype_loss
+    with full_precision(batch.images):
+        value = loss(method, name, active, ctx, batch) if len(active) else own.values.sum()
+    return {"exemplars": Term(value, to=(name,))}
+
+
+def finetune_step(method: Mnemonics, ctx: Context, batch: Batch) -> Terms:
+    """Return L_c on exemplars, equally many of each class."""
+    logits = ctx.net(batch.images).logits
+    return {"fine-tuning": Term(method.loss(logits, batch.labels, ctx.classes.seen))}
+
+
+def phases(method: Mnemonics, setup: Setup) -> tuple[Phase, ...]:
+    """Return what follows the host's phases; nothing where there is nothing to do.
+
+    The base increment is not fine-tuned: it has no old classes to be unfair to (section 4.3).
+    """
+    halvings = range(method.halve_every, method.epochs, method.halve_every)
+    schedule = Schedule("step", tuple(n / method.epochs for n in halvings), 0.5)
+    batch = setup.training.batch_size
+    training = Training(method.epochs, batch, replace(method.pixel_optim, schedule=schedule))
+    old = setup.images["kept"] > 0
+    names = [NEW] * method.learns + [HALF_A, HALF_B] * (method.adjusts and old)
+    found = [
+        Phase(name, partial(pixel_step, method, name), training,
+              partial(outer_images, method, name), trains=(name,), mode="eval")
+        for name in names
+    ]  # fmt: skip
+    if method.finetuning and old:
+        plain = Optim(method.inner_lr, 0.0, 0.0, Schedule("constant"))
+        found.append(
+            Phase("fine-tuning on exemplars", partial(finetune_step, method),
+                  Training(method.finetuning, batch, plain), partial(exemplars, method),
+                  mode="eval")
+        )  # fmt: skip
+    if found:
+        found[0] = replace(found[0], prepare=choose)
+    return tuple(found)
