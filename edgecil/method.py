@@ -365,9 +365,6 @@ class Recipe:
     forms: Mapping[str, Recipe] = field(default_factory=dict)
     """The method for logits that mean something else, by what these mean: it takes the place of
     this recipe where a model with such logits is continued."""
-    forms: Mapping[str, Recipe] = field(default_factory=dict)
-    """The method for logits that mean something else, by what these mean: it takes the place of
-    this recipe where a model with such logits is continued."""
     head_width: int | None = None
     fields: tuple[Field, ...] = ()
     modules: tuple[ModuleSpec, ...] = ()
@@ -395,10 +392,6 @@ class Recipe:
     updates_known: bool = False
     """True when its losses are right for new images of old classes (``Classes.updated``), beside
     new classes or without any. Others are refused such images."""
-
-    def on(self, head_kind: str) -> Recipe:
-        """Return the form of the method that continues logits of a kind; mostly itself."""
-        return self.forms.get(head_kind, self)
 
     def on(self, head_kind: str) -> Recipe:
         """Return the form of the method that continues logits of a kind; mostly itself."""
