@@ -28,10 +28,12 @@ from edgecil.workspace import VersionManifest, Workspace
 
 if TYPE_CHECKING:
     from edgecil.exporting.report import ExportReport
+    from edgecil.exporting.synthetic import Synthetic
     from edgecil.reporting import MemoryReport
 
 PathLike = str | os.PathLike[str]
 RECORDED = "recorded"
+SYNTHETIC = "synthetic"
 """Calibrate with the activation ranges that were recorded while learning."""
 
 
@@ -219,10 +221,11 @@ def export(
 ) -> ExportReport:
     """Return the report of the bundle written to ``output/<name>-v<n>/``.
 
-    ``calibrate`` is ``recorded`` (ranges stored while learning: no data needed) or a folder of
-    images. On test images (default: the folders that the version was tested on) the drop of
-    accuracy is a gate: at most ``max_drop`` percentage points. ``delta_from`` is an earlier
-    bundle, or its version when it lies in ``output``: a delta from it is written as well.
+    ``calibrate`` is ``recorded`` (ranges stored while learning: no data needed), ``synthetic``
+    (images made from the model itself) or a folder of images. On test images (default: the
+    folders that the version was tested on) the drop of accuracy is a gate: at most ``max_drop``
+    percentage points. ``delta_from`` is an earlier bundle, or its version when it lies in
+    ``output``: a delta from it is written as well.
     ``target`` is a device of :mod:`edgecil.exporting.targets`, which fills the other choices.
     ``force`` replaces a bundle of that name.
 
@@ -250,11 +253,19 @@ def export(
         [(c["name"], c["increment"]) for c in manifest.classes],
         name=name, version=manifest.version, parent=manifest.parent, method=manifest.method,
         output=Path(output), ranges=model.ranges,
-        calibration=None if calibrate == RECORDED else Path(calibrate),
+        calibration=_calibration(calibrate), listener=listener,
         test=concat(sets) if sets else None, precision=precision, fixed_input=fixed_input,
         max_drop=max_drop, min_agreement=min_agreement,
         delta_from=_earlier(delta_from, Path(output), name), target=device, force=force,
     )  # fmt: skip
+
+
+def _calibration(calibrate: str) -> Path | Synthetic | None:
+    from edgecil.exporting.synthetic import Synthetic
+
+    if calibrate == SYNTHETIC:
+        return Synthetic()
+    return None if calibrate == RECORDED else Path(calibrate)
 
 
 def _earlier(bundle: int | PathLike | None, output: Path, name: str) -> Path | None:

@@ -80,7 +80,11 @@ def export(
     ] = None,
     calibrate: Annotated[
         str,
-        value("Ranges recorded while learning, or a folder of images.", "recorded|DIR", EXPERT),
+        value(
+            "Ranges recorded while learning, images made from the model, or a folder of them.",
+            "recorded|synthetic|DIR",
+            EXPERT,
+        ),
     ] = "recorded",
     max_drop: Annotated[
         float, value("Fail when int8 loses more accuracy, in points.", "X", EXPERT)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto
-from torch import Tensor
 
 from edgecil.data.images import ImageSet
 from edgecil.errors import DataError
@@ -17,6 +16,7 @@ from edgecil.exporting import verify
 from edgecil.exporting.calibrate import IMAGES, as_array, image_files, spread
 from edgecil.exporting.graph import core_module
 from edgecil.exporting.sessions import Pixels, latency_ms, noise_images, open_session, scores
+from edgecil.exporting.synthetic import Images, SyntheticImages
 from edgecil.exporting.task import Task
 from edgecil_runtime.bundle import SelfTest
 from edgecil_runtime.images import fit_square, read_image
@@ -41,7 +41,7 @@ def verified(
     task: Task,
     fp32: ModelProto,
     shipped: ModelProto,
-    calibration: Path | Pixels | Tensor | None,
+    calibration: Images | None,
     test: ImageSet | None,
     max_drop: float,
     min_agreement: float,
@@ -78,7 +78,7 @@ def verified(
 
 
 def _probe(
-    task: Task, calibration: Path | Pixels | Tensor | None, test: ImageSet | None
+    task: Task, calibration: Images | None, test: ImageSet | None
 ) -> tuple[Pixels, verify.Basis]:
     # Stored images (N, R, R, 3) to compare the graphs on: real ones where there are any.
     side = task.preprocess.resize
@@ -91,6 +91,8 @@ def _probe(
         files = spread(image_files(calibration), _PROBES)
         images = [fit_square(read_image(path, task.max_pixels), side) for path in files]
         return np.stack(images), "real"
+    if isinstance(calibration, SyntheticImages):
+        return spread(calibration.pixels, IMAGES), "synthetic"
     if calibration is not None:
         return spread(as_array(calibration), IMAGES), "real"
     return noise_images(_PROBES, side, side), "noise"

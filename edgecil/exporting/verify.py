@@ -14,7 +14,7 @@ from edgecil.exporting.graph import Core
 from edgecil.exporting.sessions import Pixels, Scores
 from edgecil.settings import Preprocess
 
-Basis = Literal["real", "noise"]
+Basis = Literal["real", "synthetic", "noise"]
 PARITY = 1e-3
 """Largest difference of float32 scores, relative to the largest score."""
 
@@ -24,7 +24,7 @@ class Comparison:
     """How far two sets of scores for the same images agree.
 
     ``agreement`` in [0, 1] is the share of equal predictions; ``basis`` says whether the
-    images were real or noise.
+    images were real, made from the model, or noise.
     """
 
     images: int
@@ -120,7 +120,7 @@ def check_agreement(
     the same for all images, are refused.
 
     Raises:
-        VerificationError: on real images, less than ``min_agreement`` in [0, 1].
+        VerificationError: on images, less than ``min_agreement`` in [0, 1].
     """
     _check_finite(scores, "int8 graph")
     result = compare(reference, scores, basis)
@@ -129,10 +129,10 @@ def check_agreement(
             "the int8 graph gives the same scores for every image",
             hint="calibrate with images of this kind: --calibrate DIR",
         )
-    if basis == "real" and result.agreement < min_agreement:
+    if basis != "noise" and result.agreement < min_agreement:
         raise VerificationError(
             f"int8 predicts the same class as float32 on {result.agreement:.1%} of "
-            f"{result.images} images, expected at least {min_agreement:.1%}",
+            f"{result.images} {basis} images, expected at least {min_agreement:.1%}",
             hint="calibrate with more images (--calibrate DIR) or export with --precision fp32",
         )
     return result

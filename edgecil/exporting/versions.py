@@ -14,10 +14,10 @@ from typing import Any
 
 import onnx
 from onnx import ModelProto
-from torch import Tensor
 
 from edgecil._version import __version__
 from edgecil.data.images import ImageSet
+from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import EdgecilError, UsageError, VerificationError
 from edgecil.exporting.calibrate import as_array, calibrate
 from edgecil.exporting.child import run_child
@@ -35,6 +35,7 @@ from edgecil.exporting.packages import require_onnxruntime
 from edgecil.exporting.quantise import Ranges, quantise
 from edgecil.exporting.report import ExportReport
 from edgecil.exporting.sessions import Pixels
+from edgecil.exporting.synthetic import Images, Synthetic, SyntheticImages
 from edgecil.exporting.targets import Target, check_fit
 from edgecil.exporting.task import Precision, Task
 from edgecil.nets.net import Net
@@ -69,7 +70,8 @@ def export_version(
     method: str,
     output: Path,
     ranges: Ranges | None = None,
-    calibration: Path | Pixels | Tensor | None = None,
+    calibration: Images | Synthetic | None = None,
+    listener: Listener = ignore,
     test: ImageSet | None = None,
     precision: Precision = "int8",
     fixed_input: bool = False,
@@ -83,12 +85,12 @@ def export_version(
     """Return the report of the bundle written to ``output/<name>-v<version>/``.
 
     ``labels`` are (name, increment) in order of the scores. Int8 takes its ranges from
-    ``calibration`` (a folder, or stored images ``(N, R, R, 3)``) or else from recorded
-    ``ranges``. ``test`` images turn the drop of accuracy into a gate: at most ``max_drop``
-    percentage points for old, new and all classes. ``delta_from`` is an earlier bundle: a
-    delta from it is written too, and an int8 graph keeps its scales where they fit. ``target``
-    bounds the images, decides where they are resized, and must fit the bundle. ``force``
-    replaces a bundle of the name, once the new one has passed all gates.
+    ``calibration`` (a folder, stored images ``(N, R, R, 3)``, or such as are made from the
+    network) or else from recorded ``ranges``. ``test`` images turn the drop of accuracy into a
+    gate: at most ``max_drop`` percentage points for old, new and all classes. ``delta_from`` is
+    an earlier bundle: a delta from it is written too, and an int8 graph keeps its scales where
+    they fit. ``target`` bounds the images, decides where they are resized, and must fit the
+    bundle. ``force`` replaces a bundle of the name, once the new one has passed all gates.
 
     Raises:
         VerificationError: a gate failed; nothing was written.
@@ -113,6 +115,7 @@ def export_version(
             ranges,
             calibration,
             test,
+            listener,
             max_drop=max_drop,
             min_agreement=min_agreement,
             force=force,
@@ -126,8 +129,9 @@ def _export(
     task: Task,
     output: Path,
     ranges: Ranges | None,
-    calibration: Path | Pixels | Tensor | None,
+    calibration: Images | Synthetic | None,
     test: ImageSet | None,
+    listener: Listener,
     *,
     max_drop: float,
     min_agreement: float,
@@ -136,6 +140,7 @@ def _export(
     require_onnxruntime()
     preprocess = task.preprocess
     _check(task, output, ranges, calibration, force)
+    images = _made(task, calibration, listener)
     with task.stage("graph"):
         core = core_graph(task.net, task.rule, preprocess)
         fp32 = with_front(core, preprocess, fixed_input=task.fixed_input)
@@ -144,12 +149,12 @@ def _export(
     shipped = fp32
     if task.precision == "int8":
         with task.stage("calibrate"):
-            ranges, source = _ranges(core, preprocess, ranges, calibration, task.max_pixels)
+            ranges, source = _ranges(core, preprocess, ranges, images, task.max_pixels)
         with task.stage("quantise"):
             narrow = task.target is not None and task.target.reduce_range
             shipped = quantise(fp32, ranges, _int8_graph(task.previous), reduce_range=narrow)
     with task.stage("verify"):
-        gates = verified(task, fp32, shipped, calibration, test, max_drop, min_agreement)
+        gates = verified(task, fp32, shipped, images, test, max_drop, min_agreement)
     return _write(task, fp32, shipped, source, gates, output)
 
 
@@ -176,6 +181,17 @@ def _check(
         )
 
 
+def _made(task: Task, calibration: Images | Synthetic | None, listener: Listener) -> Images | None:
+    """Return the images to calibrate with, after making them where they are synthetic."""
+    if not isinstance(calibration, Synthetic):
+        return calibration
+    if task.precision != "int8":
+        return None
+    listener(Stage("making synthetic images"))
+    with task.stage("synthesise"):
+        return calibration.make(task.net, task.preprocess, lambda text: listener(Note(text)))
+
+
 def _int8_graph(previous: bundle.Bundle | None) -> ModelProto | None:
     if previous is None or previous.manifest.precision != "int8":
         return None
@@ -186,16 +202,21 @@ def _ranges(
     core: ModelProto,
     preprocess: Preprocess,
     ranges: Ranges | None,
-    calibration: Path | Pixels | Tensor | None,
+    calibration: Images | None,
     max_pixels: int,
 ) -> tuple[Ranges, dict[str, Any]]:
     if calibration is None:
         return ranges or {}, {"source": "recorded"}
-    folder = isinstance(calibration, Path)
-    images = calibration if isinstance(calibration, Path) else as_array(calibration)
+    images: Path | Pixels
+    if isinstance(calibration, SyntheticImages):
+        source, images = "synthetic", calibration.pixels
+    elif isinstance(calibration, Path):
+        source, images = "folder", calibration
+    else:
+        source, images = "images", as_array(calibration)
     found = calibrate(core, preprocess, images, max_pixels=max_pixels)
     return found.ranges, {
-        "source": "folder" if folder else "images",
+        "source": source,
         "images": found.images,
         "peak_rss_bytes": found.peak_rss_bytes,
     }

@@ -20,6 +20,7 @@ from onnx import ModelProto
 
 import edgecil.exporting
 from edgecil.data.images import ImageSet
+from edgecil.engine.events import Stage
 from edgecil.errors import (
     BudgetError,
     DataError,
@@ -28,15 +29,17 @@ from edgecil.errors import (
     UsageError,
     VerificationError,
 )
-from edgecil.exporting import targets
+from edgecil.exporting import targets, verify
 from edgecil.exporting import versions as export_module
 from edgecil.exporting.calibrate import calibrate
 from edgecil.exporting.report import ExportReport
 from edgecil.exporting.sessions import open_session, scores
+from edgecil.exporting.synthetic import Synthetic
 from edgecil.exporting.verify import check_accuracy, check_agreement, check_parity
 from edgecil.exporting.versions import export_version
 from edgecil.nets.net import Net
 from edgecil.nets.rules import ArgmaxRule
+from edgecil.synthesis.dreams import synthesise
 from edgecil_runtime.bundle import open_bundle, read_selftest
 
 
@@ -124,6 +127,35 @@ def test_calibration_images_and_fp32_and_fixed_input(
     assert wide.agreement is None and wide.calibration == {"source": "none"}
     assert open_bundle(wide.path).manifest.precision == "fp32"
     assert wide.file_bytes["model.onnx"] > 2 * report.file_bytes["model.onnx"]
+
+
+def test_synthetic_images_calibrate_where_there_are_none(export: Any, tmp_path: Path) -> None:
+    test = pictures(60, SMALL.resize, seed=11)
+    said: list[Any] = []
+    settings = {"calibration": Synthetic(images=40, steps=30), "listener": said.append}
+    report = export(**settings)
+    assert report.calibration["source"] == "synthetic" and report.calibration["images"] == 40
+    assert report.agreement.basis == "synthetic" and report.agreement.images == 40
+    assert report.seconds["synthesise"] > 0
+    assert [e.text for e in said if isinstance(e, Stage)] == ["making synthetic images"]
+    gated = export(**settings, test=test, output=tmp_path / "gated")
+    assert gated.accuracy["all"].drop <= 1.0
+    files = [r.path / "model.onnx" for r in (report, gated)]
+    assert files[0].read_bytes() == files[1].read_bytes(), "made again, they are the same images"
+
+
+def test_synthetic_images_are_not_made_in_vain(export: Any, tmp_path: Path) -> None:
+    wide = export(precision="fp32", calibration=Synthetic())
+    assert "synthesise" not in wide.seconds
+    with pytest.raises(UsageError, match="there already"):
+        export(calibration=Synthetic(steps=10**9))
+
+
+def test_synthetic_images_have_the_stored_size_and_fill_the_centre(net: Net) -> None:
+    made = Synthetic(images=12, steps=30).make(net, SMALL, print).pixels
+    assert made.shape == (12, SMALL.resize, SMALL.resize, 3) and made.dtype == np.uint8
+    inner = synthesise(net, SMALL, 12, 30).numpy()
+    assert np.array_equal(verify.centre(made, SMALL.size), inner)
 
 
 def test_wrong_number_of_labels(export: Any, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Images made from the model itself, to calibrate int8 with when nobody has any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from edgecil.exporting.sessions import Pixels
+from edgecil.nets.net import Net
+from edgecil.settings import Preprocess
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Stored images ``(N, R, R, 3)`` that no camera has seen."""
+
+    pixels: Pixels
+
+
+Images = Path | Pixels | Tensor | SyntheticImages
+"""What ranges are measured on: a folder, or stored images ``(N, R, R, 3)``."""
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """How many images to make, and in how many steps; an export's ``calibration``."""
+
+    images: int = 128
+    steps: int = 200
+    seed: int = 0
+
+    def make(self, net: Net, preprocess: Preprocess, say: Callable[[str], None]) -> SyntheticImages:
+        """Return the images; ``say`` is told when they had to be made again.
+
+        Raises:
+            AdoptError: the network has no batch-norm statistics.
+            TrainingError: all images show one class, or a loss became NaN.
+        """
+        from edgecil.synthesis.dreams import synthesise
+
+        made = synthesise(net, preprocess, self.images, self.steps, self.seed, say=say).numpy()
+        # Calibration takes the centre of stored images: the border is never looked at.
+        before = (preprocess.resize - preprocess.size) // 2
+        after = preprocess.resize - preprocess.size - before
+        sides = (before, after)
+        return SyntheticImages(np.pad(made, ((0, 0), sides, sides, (0, 0)), mode="edge"))
