@@ -193,8 +193,12 @@ def dream_recipe(
     by softmax cross-entropy alone.
 
     Raises:
-        UsageError: a warm start of what is no generator.
+        UsageError: a warm start of what is no generator, or nothing that is asked of images.
     """
+    if not (options.content or options.statistics or options.prior):
+        raise UsageError(
+            "content, statistics and prior are all 0: nothing is asked of synthetic images"
+        )
     if options.warm_start and options.source != "generator":
         raise UsageError("warm_start keeps a generator, and source=pixels has none")
     slots: dict[str, Any] = {"fields": (FIELD,), "end": _keep} if options.warm_start else {}

@@ -82,18 +82,10 @@ def class_weights(options: Options, ctx: Context) -> Tensor:
     return weights
 
 
-def distillation(options: Options, ctx: Context, features: Tensor, taught: Tensor) -> Tensor | None:
-    """Return eq. (13) on the images that take part, real ones first; None when none do.
-
-    ``taught`` ``(N, K_o)`` is what the teacher's head makes of the teacher's features.
-    """
-    half = len(features) // 2
-    chosen = slice(0 if options.kd_real else half, 2 * half if options.kd_synthetic else half)
-    if chosen.start == chosen.stop:
-        return None
-    head = ctx.teachers["previous"].head
-    student = head(features[chosen])[:, : taught.shape[1]]  # type: ignore[operator]
-    return output_distance(taught[chosen], student, mean=options.kd_reduction == "mean")
+def held(options: Options, real: int) -> slice:
+    """Return the rows of eq. (13) among real images and as many synthetic ones after them."""
+    start = 0 if options.kd_real and options.mu else real
+    return slice(start, 2 * real if options.kd_synthetic and options.mu else real)
 
 
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
@@ -104,18 +96,23 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
         return {"classification": Term(cross_entropy(logits, batch.labels, slice(0, units)))}
     real, old = len(batch.labels), ctx.classes.old
     images = torch.cat([batch.images, draw(ctx, real)])
-    taught = ctx.teach("previous", images).logits[:, :old]
+    rows = held(options, real)
+    # Real images are shown to the teacher only where a loss wants to know.
+    taught = ctx.teach("previous", images[rows.start :]).logits[:, :old]
     with counted(ctx.net, options.bn_passes):
         outputs = ctx.net(images)
     span = ce_span(ctx, "new" if options.local_ce else "seen")
     local = cross_entropy(outputs.logits[:real], batch.labels, span)
     share = ctx.classes.new / ctx.classes.seen if options.ce_share else 1.0
     terms = {"classification": Term(local, share)}
-    held = distillation(options, ctx, outputs.features, taught)
-    if held is not None and options.mu:
-        terms["distillation"] = Term(held, options.mu, ("backbone",))
+    if rows.start < rows.stop:
+        # W f - W f~ by the teacher's head: what its features and the student's make of it.
+        student = ctx.teachers["previous"].head(outputs.features[rows])[:, :old]  # type: ignore[operator]
+        mean = options.kd_reduction == "mean"
+        distance = output_distance(taught[: len(student)], student, mean=mean)
+        terms["distillation"] = Term(distance, options.mu, ("backbone",))
     if options.finetuning:
-        labels = torch.cat([batch.labels, taught[real:].argmax(dim=1)])
+        labels = torch.cat([batch.labels, taught[-real:].argmax(dim=1)])
         logits = ctx.net.head(outputs.features.detach())[:, :units]
         value = weighted_cross_entropy(logits, labels, class_weights(options, ctx))
         terms["fine-tuning"] = Term(value, options.finetuning, ("head",))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgecil.data.streams import stream_seed
 from edgecil.nets.net import Net
 from edgecil.nets.taps import freeze
 from edgecil.settings import Preprocess
@@ -56,7 +57,7 @@ def synthesise(
 
     def attempt(number: int) -> None:
         nonlocal images
-        torch.manual_seed(seed + (number - 1) * 1_000_003)
+        torch.manual_seed(stream_seed(seed, "synthesis", number))
         made: Pixels | Generator
         if source == "pixels":
             made = Pixels(preprocess, count, batch, steps).to(device)

@@ -199,6 +199,16 @@ class TestAblations:
             mean = sum(float(part["distillation"].value) for part in parts) / 2
         assert mean == pytest.approx(self.terms(base)["distillation"].value.item(), rel=1e-4)
 
+    def test_the_teacher_sees_no_image_that_no_loss_asks_about(self, base):
+        for options, images in (({}, 32), ({"kd_real": False}, 16), ({"mu": 0.0}, 16)):
+            ctx, phases, session = second("abd", options, base=base)
+            run, seen = PhaseRun(ctx, phases[1], 1, session), []
+            ctx.teachers["previous"].register_forward_pre_hook(
+                lambda module, args, seen=seen: seen.append(len(args[0]))
+            )
+            run.step(0)
+            assert seen == [images]
+
     def test_the_released_form(self, base):
         full = self.terms(base)
         share = self.terms(base, ce_share=True)["classification"]
@@ -269,6 +279,10 @@ class TestBadInput:
                 module.reset_running_stats()
         with pytest.raises(AdoptError, match="untrained"):
             second(method, base=bare)
+
+    def test_images_of_which_nothing_is_asked_are_refused(self):
+        with pytest.raises(UsageError, match="nothing is asked"):
+            registry.build("abd", {"content": 0, "statistics": 0, "prior": 0})
 
     def test_a_warm_start_of_pixels_is_refused(self):
         with pytest.raises(UsageError, match="source=pixels"):
