@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # One torch thread per process: two processes that take all cores are many times slower.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: venv demo test test-slow test-ort check bench clean
+.PHONY: venv demo test test-slow test-ort check docs bench clean
 
 venv: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ test-slow: venv
 
 test-ort: venv
 	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m onnxruntime_matrix.run 1.16.3 1.23.2 newest
+
+# What is made from the sources: the cards of the methods.
+docs: venv
+	$(BIN)/python -m edgecil.reporting.cards docs/methods.md
 
 bench: venv
 	$(BIN)/python tests/benchmarks/training_speed.py

@@ -7,7 +7,7 @@ A method file in ``edgecil/methods`` gives
   ``--set name=value``;
 * ``recipe(options) -> Recipe``; or, for a plug-in laid over a host,
   ``plug(host: Recipe, options) -> Recipe``;
-* optionally ``PRESETS``: a paper's settings by name.
+* optionally ``PRESETS``, a paper's settings by name, and ``PAPER``: authors, title, year.
 
 One increment runs like this::
 

@@ -125,6 +125,10 @@ def recipe(options: Options) -> Recipe:
     return dream_recipe("abd", options, partial(step, options), base)
 
 
+PAPER = (
+    "Smith, Hsu, Balloch, Shen, Jin and Kira: Always Be Dreaming: A New Approach for "
+    "Data-Free Class-Incremental Learning, ICCV 2021"
+)
 PRESETS: Mapping[str, Preset] = {
     # Section 7: 250 epochs, 5000 steps of synthesis, flips and crops (appendix C).
     "abd": Preset(ABD_TRAINING, arch="resnet32"),

@@ -14,6 +14,11 @@ from edgecil.lessons import REDUCTION_HELP, REDUCTIONS
 from edgecil.method import Recipe
 from edgecil.options import option
 
+PAPER = (
+    "Zhou, Mai, Zhang, Xu, Wu and Davis: M2KD: Multi-model and Multi-level Knowledge "
+    "Distillation for Incremental Learning, 2019"
+)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -42,6 +42,8 @@ from edgecil.views import first_of_each
 
 HELD = Field("exemplars.held_out", ("K",), "kept apart for the bias, never trained on", "BOOL")
 
+PAPER = "Wu, Chen, Wang, Ye, Liu, Guo and Fu: Large Scale Incremental Learning, CVPR 2019"
+
 
 @dataclass(frozen=True)
 class Options:

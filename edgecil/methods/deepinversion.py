@@ -62,6 +62,10 @@ def recipe(options: Options) -> Recipe:
     return dream_recipe("deepinversion", options, partial(step, options))
 
 
+PAPER = (
+    "Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha and Kautz: Dreaming to Distill: "
+    "Data-free Knowledge Transfer via DeepInversion, CVPR 2020"
+)
 PRESETS: Mapping[str, Preset] = {
     "abd": Preset(ABD_TRAINING, arch="resnet32"),
     "abd-released": Preset(

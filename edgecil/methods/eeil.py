@@ -41,6 +41,11 @@ from edgecil.views import TRAINED, balanced, remember_trained
 THIRDS = Schedule("step", (1 / 3, 2 / 3))
 NOISE_DECAY = 0.55
 
+PAPER = (
+    "Castro, Marín-Jiménez, Guil, Schmid and Alahari: End-to-End Incremental Learning, "
+    "ECCV 2018"
+)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -18,6 +18,11 @@ from edgecil.nets.rules import NearestMeanRule, Rule
 from edgecil.options import option
 from edgecil.settings import ICARL_TRAINING
 
+PAPER = (
+    "Rebuffi, Kolesnikov, Sperl and Lampert: iCaRL: Incremental Classifier and "
+    "Representation Learning, CVPR 2017"
+)
+
 
 @dataclass(frozen=True)
 class Options:

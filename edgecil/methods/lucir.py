@@ -35,6 +35,11 @@ from edgecil.options import option
 from edgecil.settings import Optim, Schedule, Training
 from edgecil.views import balanced, remember_trained
 
+PAPER = (
+    "Hou, Pan, Loy, Wang and Lin: Learning a Unified Classifier Incrementally via "
+    "Rebalancing, CVPR 2019"
+)
+
 
 @dataclass(frozen=True)
 class Options:

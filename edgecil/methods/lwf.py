@@ -32,6 +32,8 @@ from edgecil.method import (
 from edgecil.options import option
 from edgecil.settings import ABD_TRAINING, Optim, Training
 
+PAPER = "Li and Hoiem: Learning without Forgetting, ECCV 2016"
+
 
 @dataclass(frozen=True)
 class Options:

@@ -15,6 +15,11 @@ from edgecil.method import Preset, Recipe
 from edgecil.options import option
 from edgecil.settings import ABD_TRAINING, ICARL_TRAINING
 
+PAPER = (
+    "Rebuffi, Kolesnikov, Sperl and Lampert: iCaRL: Incremental Classifier and "
+    "Representation Learning, CVPR 2017"
+)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -36,6 +36,8 @@ from edgecil.options import option
 OutputsTerms = Callable[[Context, Batch, Tensor, Tensor | None], Terms]
 """``(ctx, batch, logits, taught) -> terms``: what is asked of the logits."""
 
+PAPER = "Dhar, Singh, Peng, Wu and Chellappa: Learning without Memorizing, CVPR 2019"
+
 
 @dataclass(frozen=True)
 class Options:

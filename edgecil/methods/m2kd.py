@@ -19,6 +19,11 @@ from edgecil.options import option
 from edgecil.settings import Augment, Optim, Schedule, Training
 from edgecil.snapshots import History, add_snapshots
 
+PAPER = (
+    "Zhou, Mai, Zhang, Xu, Wu and Davis: M2KD: Multi-model and Multi-level Knowledge "
+    "Distillation for Incremental Learning, 2019"
+)
+
 
 @dataclass(frozen=True)
 class Options:

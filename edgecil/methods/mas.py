@@ -26,6 +26,11 @@ from edgecil.importance import (
 from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
+PAPER = (
+    "Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars: Memory Aware Synapses: "
+    "Learning what (not) to forget, ECCV 2018"
+)
+
 
 @dataclass(frozen=True)
 class Options:

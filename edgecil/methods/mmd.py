@@ -12,6 +12,11 @@ from edgecil.method import Recipe
 from edgecil.options import option
 from edgecil.snapshots import History, add_snapshots
 
+PAPER = (
+    "Zhou, Mai, Zhang, Xu, Wu and Davis: M2KD: Multi-model and Multi-level Knowledge "
+    "Distillation for Incremental Learning, 2019"
+)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -20,6 +20,11 @@ from edgecil.settings import Optim
 from edgecil.units import format_bytes
 from edgecil.weight_transfer import transferred
 
+PAPER = (
+    "Liu, Su, Liu, Schiele and Sun: Mnemonics Training: Multi-Class Incremental Learning "
+    "without Forgetting, CVPR 2020"
+)
+
 
 @dataclass(frozen=True)
 class Options:

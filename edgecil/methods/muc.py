@@ -47,6 +47,11 @@ SCHEDULE = Schedule("step", (40 / 80, 60 / 80, 70 / 80))
 MAS_SHARE = 1.4
 """What the published code multiplies the side classifiers' mean importance by."""
 
+PAPER = (
+    "Liu, Parisot, Slabaugh, Jia, Leonardis and Tuytelaars: More Classifiers, Less "
+    "Forgetting: A Generic Multi-classifier Paradigm for Incremental Learning, ECCV 2020"
+)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -23,7 +23,7 @@ LAYERS = (
     ("edgecil.importance", "edgecil.views", "edgecil.mnemonics", "edgecil.weight_transfer"),
     ("edgecil.lessons", "edgecil.ownership", "edgecil.snapshots", "edgecil.auxiliary",
      "edgecil.dreaming"),
-    ("edgecil.methods", "edgecil.registry"),
+    ("edgecil.methods", "edgecil.registry", "edgecil.cards"),
     ("edgecil.manifest", "edgecil.workspace"),
     ("edgecil.model",),
     ("edgecil.engine",),
