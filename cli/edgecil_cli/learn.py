@@ -38,6 +38,8 @@ Examples:
 
   edgecil learn --new-data more/ --method icarl --memory-budget 2MB
 
+  edgecil learn --new-data more/ --update-known
+
   edgecil learn --resume
 """
 _ANY_TIME = {
@@ -152,10 +154,7 @@ def learn(
         Path | None, value("Append all progress events to a file, as JSON.", "FILE", EXPERT)
     ] = None,
 ) -> None:
-    """Learn the new classes in a folder of images.
-
-    With --update-known the folder may hold more images of known classes.
-    """
+    """Learn the new classes in a folder of images."""
     output = Output("learn", as_json=as_json, quiet=quiet)
     place = Workspace.find(workspace)
     settings = _settings(ctx.params)

@@ -42,8 +42,7 @@ THIRDS = Schedule("step", (1 / 3, 2 / 3))
 NOISE_DECAY = 0.55
 
 PAPER = (
-    "Castro, Marín-Jiménez, Guil, Schmid and Alahari: End-to-End Incremental Learning, "
-    "ECCV 2018"
+    "Castro, Marín-Jiménez, Guil, Schmid and Alahari: End-to-End Incremental Learning, ECCV 2018"
 )
 
 

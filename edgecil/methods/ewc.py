@@ -28,10 +28,7 @@ from edgecil.importance import (
 from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
 from edgecil.options import option
 
-PAPER = (
-    "Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networks, PNAS "
-    "2017"
-)
+PAPER = "Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networks, PNAS 2017"
 
 
 @dataclass(frozen=True)
