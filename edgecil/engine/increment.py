@@ -242,7 +242,8 @@ def train(
             _run_phases(ctx, task, phases, session, saved)
             _check_finite(ctx.net)
         except TrainingError as error:
-            raise TrainingError(error.message, hint=task.recipe.if_diverging) from None
+            hint = error.hint or task.recipe.if_diverging  # who knows better says it
+            raise TrainingError(error.message, hint=hint) from None
     session.clock.start()
     ctx.net.eval()
     ctx.net.requires_grad_(False)
