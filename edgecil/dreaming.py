@@ -60,6 +60,7 @@ class DreamOptions:
     synthesis_lr: float = option(
         1e-3, "Adam's learning rate in them; pixels want 0.05", low=0.0, high=10.0
     )
+    synthesis_batch: int = option(0, "images per step of it; 0: the batch size", low=0)
     content: float = option(1.0, "weight of confident predictions (eq. (2))", low=0.0)
     diversity: float = option(1.0, "weight of even class frequencies (eq. (1))", low=0.0)
     statistics: float = option(50.0, "weight of batch-norm statistics (eq. (4))", low=0.0)
@@ -87,12 +88,17 @@ class DreamOptions:
         )  # fmt: skip
 
 
+def batch_of(options: DreamOptions, setup: Setup) -> int:
+    """Return the images of one step of synthesis."""
+    return options.synthesis_batch or setup.training.batch_size
+
+
 def _new_source(options: DreamOptions, ctx: Context, seed: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ctx.stream(seed).initial_seed())
         if options.source == "generator":
             return Generator(ctx.preprocess.size)
-        batch = ctx.setup.training.batch_size
+        batch = batch_of(options, ctx.setup)
         return Pixels(ctx.preprocess, POOL * batch, batch, options.synthesis_steps)
 
 
@@ -120,11 +126,12 @@ def draw(ctx: Context, count: int) -> Tensor:
     return images.float().contiguous(memory_format=torch.channels_last)
 
 
-def synthesis_step(objective: synthesis.Objective, ctx: Context, batch: Batch | None) -> Terms:
-    """Return the losses of one batch of synthetic images, all of which train the source."""
+def synthesis_step(
+    objective: synthesis.Objective, count: int, ctx: Context, batch: Batch | None
+) -> Terms:
+    """Return the losses of ``count`` synthetic images, all of which train the source."""
     if ctx.classes.old == 1:
         ctx.note("one old class: the diversity of synthetic images is not defined, and left out")
-    count = ctx.setup.training.batch_size
     losses = synthesis.dream(
         source_of(ctx), ctx.teachers["previous"], objective, ctx.classes.old, count, ctx.step
     )
@@ -140,7 +147,7 @@ def settle(options: DreamOptions, objective: synthesis.Objective, steps: int, ct
     source, teacher, old = source_of(ctx), ctx.teachers["previous"], ctx.classes.old
     if options.collapse == "accept" or old == 1:
         return
-    schedule = synthesis.Schedule(steps, ctx.setup.training.batch_size, options.synthesis_lr)
+    schedule = synthesis.Schedule(steps, batch_of(options, ctx.setup), options.synthesis_lr)
 
     def counts() -> Tensor:
         torch.manual_seed(ctx.stream("variety").initial_seed())
@@ -164,8 +171,9 @@ def dream_phases(
         return (train,)
     steps = options.synthesis_steps * (POOL if options.source == "pixels" else 1)
     optim = Optim(options.synthesis_lr, 0.0, 0.0, Schedule("constant"), "adam")
-    training = Training(batch_size=setup.training.batch_size, optim=optim)
-    dreaming = partial(synthesis_step, objective)
+    count = batch_of(options, setup)
+    training = Training(batch_size=count, optim=optim)
+    dreaming = partial(synthesis_step, objective, count)
     return (
         Phase(PHASE, dreaming, training, None, steps, (SOURCE,), mode="eval"),
         replace(train, prepare=partial(settle, options, objective, steps)),
@@ -210,5 +218,6 @@ def dream_recipe(
         begin=begin,
         adopt=needs_head("softmax"),
         base=base,
+        if_diverging="a smaller --lr usually helps, and in the synthesis --set synthesis_lr",
         **slots,
     )

@@ -3,7 +3,8 @@
 A method is a file of ``edgecil/methods`` or an entry point of the group ``edgecil.methods``;
 its name is the file's with hyphens, without a trailing underscore (Windows has no files called
 ``aux``), its summary the first line of the docstring. Plug-ins (files with a function ``plug``)
-are laid over a host, host first: ``icarl+mnemonics``. A file may be both.
+are laid over a host, host first: ``icarl+mnemonics``. A file may be both,
+with other options (``PlugOptions``) as a plug-in.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ def _module(name: str, kind: str) -> Any:
     return importlib.import_module(known[name].module)
 
 
+def _plug_options(module: Any) -> Any:
+    return getattr(module, "PlugOptions", module.Options)
+
+
 def option_fields(method: str) -> dict[str, list[dataclasses.Field[Any]]]:
     """Return the option fields of every part of ``host+plug-in``.
 
@@ -82,8 +87,9 @@ def option_fields(method: str) -> dict[str, list[dataclasses.Field[Any]]]:
         UsageError: a part is unknown; the nearest names are offered.
     """
     host, *plugs = method.split("+")
-    modules = {host: _module(host, "method")} | {p: _module(p, "plug-in") for p in plugs}
-    return {name: list(dataclasses.fields(module.Options)) for name, module in modules.items()}
+    options = {host: _module(host, "method").Options}
+    options |= {plug: _plug_options(_module(plug, "plug-in")) for plug in plugs}
+    return {name: list(dataclasses.fields(part)) for name, part in options.items()}
 
 
 def presets(method: str) -> Mapping[str, Preset]:
@@ -114,7 +120,7 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
     recipe: Recipe = module.recipe(make_options(module.Options, values[host]))
     for plug in plugs:
         module = _module(plug, "plug-in")
-        recipe = module.plug(recipe, make_options(module.Options, values[plug]))
+        recipe = module.plug(recipe, make_options(_plug_options(module), values[plug]))
         # What the host promises, the plug-in may not keep.
         recipe = dataclasses.replace(recipe, base=None, updates_known=False)
     return dataclasses.replace(recipe, name=method)

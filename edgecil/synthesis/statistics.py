@@ -17,10 +17,11 @@ HINT = "lwm and lwf-mc keep old classes without synthetic images"
 
 
 class Seen(NamedTuple):
-    """One forward pass of synthetic images: logits ``(N, width)`` and every batch norm."""
+    """One forward pass of synthetic images: logits ``(N, width)``, every batch norm, features."""
 
     logits: Tensor
     layers: list[LayerStatistics]
+    features: Tensor
 
 
 def _norms(net: nn.Module) -> list[nn.BatchNorm2d]:
@@ -118,5 +119,5 @@ def batch_statistics(net: nn.Module) -> Iterator[list[LayerStatistics]]:
 def look(net: nn.Module, images: Tensor) -> Seen:
     """Return what a trained network in eval mode sees in images ``(N, 3, S, S)``; one pass."""
     with batch_statistics(net) as layers:
-        logits = net(images).logits
-    return Seen(logits, layers)
+        outputs = net(images)
+    return Seen(outputs.logits, layers, outputs.features)

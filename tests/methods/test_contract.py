@@ -23,7 +23,7 @@ from edgecil.nets.net import NetSpec
 
 METHODS = [name for name, info in registry.methods().items() if info.kind == "method"]
 METHODS += ["lwf-mc+aux", "lwf-mc+mmd", "icarl+aux", "icarl+m2kd", "lwf+muc", "mas+muc"]
-METHODS += ["icarl+mnemonics", "bic+mnemonics:mode=prototype:weight_transfer=on"]
+METHODS += ["icarl+mfgr", "icarl+mnemonics", "bic+mnemonics:mode=prototype:weight_transfer=on"]
 SIZES = (3, 1, 2)  # uneven, with an increment of one class
 every_method = pytest.mark.parametrize("method", METHODS)
 

@@ -1,0 +1,259 @@
+"""Memory-free generative replay: a generator records old classes, and teaches them again.
+
+MFGR, Xin et al. 2021, section 5. First a generator is trained from the frozen network (knowledge
+recording), then the student learns new classes and distils old outputs on real and generated
+images (knowledge inheritance). Kept between increments: nothing; the generator goes with the
+increment (``warm_start`` keeps it). Laid over a host, it adds generated images: ``icarl+mfgr``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgecil.data.images import Batch
+from edgecil.dreaming import SOURCE, DreamOptions, dream_recipe, source_of
+from edgecil.errors import UsageError
+from edgecil.losses.classification import cross_entropy
+from edgecil.losses.distillation import sigmoid_losses, softmax_distillation
+from edgecil.method import (
+    SOFTMAX_BASE,
+    Classes,
+    Context,
+    Phase,
+    Preset,
+    Recipe,
+    Setup,
+    Step,
+    Term,
+    Terms,
+    ce_span,
+    needs_head,
+    no_teachers,
+    one_phase,
+    previous_net,
+)
+from edgecil.options import option
+from edgecil.settings import Optim, Training
+from edgecil.synthesis.recording import Recording
+
+Slot = Callable[[Context], None]
+
+
+@dataclass(frozen=True)
+class RecordingOptions(DreamOptions):
+    """How old classes are recorded (eq. (7)) and drawn from; defaults are the paper's weights."""
+
+    synthesis_lr: float = option(1e-2, "Adam's learning rate of the generator", low=0.0, high=10.0)
+    content: float = option(1.0, "weight of one-hot predictions, in eq. (4)", low=0.0)
+    diversity: float = option(5.0, "lambda_1, weight of even classes, in eq. (4)", low=0.0)
+    statistics: float = option(20.0, "lambda_2, weight of batch norms (eq. (5))", low=0.0)
+    samples: float = option(0.1, "lambda_3, weight of unlike images (eq. (6))", low=0.0)
+    activation: float = option(0.0, "weight of large features (released code: 0.1)", low=0.0)
+    prior: float = option(0.0, "weight of smooth images (ABD eq. (6))", low=0.0)
+    content_temperature: float = option(
+        1.0, "what logits are divided by in the one-hot loss", low=0.01, high=1e6
+    )
+    ratio: float = option(
+        1.0, "generated images per old class over real ones per new class", low=0.0, high=100.0
+    )
+    synthetic: int = option(0, "generated images per step, whatever the ratio; 0: by it", low=0)
+
+    def objective(self) -> Recording:
+        """Return what is asked of the generator."""
+        return Recording(
+            self.content, self.diversity, self.statistics, self.prior, self.content_temperature,
+            self.entropy, self.samples, self.activation,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(RecordingOptions):
+    """Options of ``mfgr``; the rows of the paper's Table 2 are weights of 0 and the switches."""
+
+    kd_synthetic: bool = option(True, "distil on generated images (l_gkd); off: no generator")
+    kd_real: bool = option(True, "distil on new images (l_nkd)")
+    temperature: float = option(2.0, "T of the softened probabilities", low=0.1, high=100.0)
+    balance: Literal["steps", "classes"] = option(
+        "steps", "lambda_4: t/(t+1) in incremental step t, or K_o/K", choices=("steps", "classes")
+    )
+    mixed: bool = option(
+        True, "one pass of real and generated images; off: batch norms see them apart (released)"
+    )
+
+
+@dataclass(frozen=True)
+class PlugOptions(RecordingOptions):
+    """Options of ``mfgr`` as a plug-in."""
+
+    weight: float = option(1.0, "weight of the host's old outputs on generated images", low=0.0)
+
+
+def count_of(options: RecordingOptions, classes: Classes, real: int) -> int:
+    """Return how many images to generate beside ``real`` new ones: at least 2.
+
+    Section 6.2: as many of each old class as of each new one.
+    """
+    wanted = options.synthetic or round(options.ratio * real * classes.old / classes.new)
+    return max(2, wanted)
+
+
+def old_share(options: Options, classes: Classes) -> float:
+    """Return lambda_4 of eq. (8), in [0, 1]."""
+    if options.balance == "classes":
+        return classes.old / classes.seen
+    return (classes.increment - 1) / classes.increment
+
+
+def generated(options: RecordingOptions, ctx: Context, real: int) -> Tensor:
+    """Return images ``(N, 3, S, S)`` of old classes to learn beside ``real`` new ones."""
+    count = count_of(options, ctx.classes, real)
+    # In train mode, as in the released code: a batch then has the moments of normalised images.
+    source = source_of(ctx).train()
+    with torch.no_grad():
+        images: Tensor = source.draw(count, skip=ctx.offset * count // real)
+    return images.float().contiguous(memory_format=torch.channels_last)
+
+
+def step(options: Options, ctx: Context, batch: Batch) -> Terms:
+    """Return the terms of eq. (8); the teacher sees only what is distilled, once."""
+    span = ce_span(ctx, "new")
+    if not ctx.teachers:
+        logits = ctx.net(batch.images).logits
+        return {"classification": Term(cross_entropy(logits, batch.labels, span))}
+    real, old, share = len(batch.labels), ctx.classes.old, old_share(options, ctx.classes)
+    parts = [batch.images]
+    if options.kd_synthetic:
+        parts.append(generated(options, ctx, real))
+    images = torch.cat(parts)
+    if options.mixed:
+        logits = ctx.net(images).logits
+    else:
+        logits = torch.cat([ctx.net(part).logits for part in parts])
+    local = cross_entropy(logits[:real], batch.labels, span)
+    terms = {"classification": Term(local, 1 - share)}
+    distilled = {}
+    if options.kd_real:
+        distilled["distillation"] = slice(0, real)
+    if options.kd_synthetic:
+        distilled["generated distillation"] = slice(real, len(images))
+    if distilled:
+        first = min(rows.start for rows in distilled.values())
+        taught = ctx.teach("previous", images[first:]).logits
+        for name, rows in distilled.items():
+            same = slice(rows.start - first, rows.stop - first)
+            value = softmax_distillation(
+                taught[same, :old], logits[rows, :old], options.temperature
+            )  # fmt: skip
+            terms[name] = Term(value, share)
+    return terms
+
+
+def recipe(options: Options) -> Recipe:
+    """Return the recipe of MFGR."""
+    training = partial(step, options)
+    if options.kd_synthetic:
+        return dream_recipe("mfgr", options, training)
+    return Recipe(
+        "mfgr", one_phase(training), teachers=previous_net, adopt=needs_head("softmax"),
+        base=SOFTMAX_BASE,
+    )  # fmt: skip
+
+
+def plugged(options: PlugOptions, kind: str, host: Step, ctx: Context, batch: Batch) -> Terms:
+    """Return the host's terms, and its own kind of distillation on generated images.
+
+    These are a forward pass of their own: the host's batch stays as it is.
+    """
+    terms = host(ctx, batch)
+    images, old = generated(options, ctx, len(batch.labels)), ctx.classes.old
+    taught = ctx.teach("previous", images).logits[:, :old]
+    logits = ctx.net(images).logits
+    if kind == "softmax":
+        value = softmax_distillation(taught, logits[:, :old])
+        return {**terms, "generated distillation": Term(value, options.weight)}
+    # iCaRL's loss on images of old classes: no new unit may answer, old ones as the teacher's.
+    losses = sigmoid_losses(logits, taught.argmax(dim=1), old, taught)
+    own = {f"generated {name}": Term(value, options.weight) for name, value in losses.items()}
+    return {**terms, **own}
+
+
+def plug(host: Recipe, options: PlugOptions) -> Recipe:
+    """Return ``host`` with a recorded generator whose images its old outputs are distilled on.
+
+    Raises:
+        UsageError: the host's outputs or teachers are of another kind, or it has a generator.
+    """
+    fits = host.head_kind in ("softmax", "sigmoid") and SOURCE not in {m.name for m in host.modules}
+    if not fits or host.teachers not in (previous_net, no_teachers):
+        raise UsageError(
+            f"mfgr cannot be laid over {host.name}",
+            hint="hosts have softmax or sigmoid outputs and one teacher, the last network: icarl",
+        )
+    kind = host.head_kind
+    donor = dream_recipe(host.name, options, _no_step)
+
+    def phases(setup: Setup) -> tuple[Phase, ...]:
+        own = host.phases(setup)
+        if not setup.classes.old:
+            return own
+        recording, training = donor.phases(setup)
+        steps = [partial(plugged, options, kind, phase.step) for phase in own]
+        first, *rest = (
+            replace(phase, step=step) if "backbone" in phase.trains else phase
+            for phase, step in zip(own, steps, strict=True)
+        )
+        first = replace(first, prepare=_both(training.prepare, first.prepare))
+        return (recording, first, *rest)
+
+    return replace(
+        host, phases=phases, fields=(*host.fields, *donor.fields),
+        modules=(*host.modules, *donor.modules), teachers=previous_net, asks_lessons=False,
+        begin=_both(host.begin, donor.begin), end=_both(host.end, donor.end),
+        forms={head: plug(form, options) for head, form in host.forms.items()},
+    )  # fmt: skip
+
+
+def _no_step(ctx: Context, batch: Batch) -> Terms:
+    raise AssertionError("the host has steps of its own")
+
+
+def _both(first: Slot, then: Slot) -> Slot:
+    def slot(ctx: Context) -> None:
+        first(ctx)
+        then(ctx)
+
+    return slot
+
+
+PAPER = (
+    "Xin, Zhong, Hou, Wang and Zheng: Memory-Free Generative Replay For Class-Incremental "
+    "Learning, 2021"
+)
+_TRAINING = Training(150, 128, Optim(0.01, 0.9, 5e-4))
+PRESETS: Mapping[str, Preset] = {
+    # Section 6.2: 500 epochs of 120 steps for the generator, 150 epochs for the classifier. The
+    # printed sum over batch norms is a mean in the code, to which lambda_2 = 20 belongs.
+    "mfgr": Preset(
+        _TRAINING,
+        options={"synthesis_steps": 60_000, "synthesis_batch": 512},
+        arch="resnet34-3x3",
+    ),
+    # The released command: no diversity of images, entropy in decimal digits, DAFL's activation
+    # loss. Its "total variation" is a mean of signed differences, of which the borders remain: it
+    # is left out.
+    "mfgr-released": Preset(
+        _TRAINING.updated(lr=0.1),
+        options={
+            "synthesis_steps": 60_000, "synthesis_batch": 512, "samples": 0.0, "activation": 0.1,
+            "diversity": 5 / math.log(10), "synthetic": 512, "mixed": False,
+        },
+        arch="resnet34-3x3",
+    ),
+}  # fmt: skip
