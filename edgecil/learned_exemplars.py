@@ -65,7 +65,9 @@ class Learned(nn.Module):
         self.register_buffer("rows", rows)
         self.register_buffer("labels", labels)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """M: how many images are parameters; no length, or an empty module would be false."""
         return len(self.values)
 
     @property

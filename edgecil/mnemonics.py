@@ -134,7 +134,7 @@ def learned(ctx: Context, name: str) -> Learned:
 def choose(ctx: Context) -> None:
     """Rank the new images with the network as it is now; their pixels are the beginning."""
     new, own = ctx.sets["new"], learned(ctx, NEW)
-    if not len(own):
+    if not own.count:
         rows = _new_rows(ctx)
         own.rows[: len(rows)] = rows.to(own.rows.device)
         return
@@ -156,7 +156,7 @@ def candidates(ctx: Context) -> Candidates:
     changed: dict[int, Tensor] = {}
     for name, first in ((NEW, kept), (HALF_A, 0), (HALF_B, 0)):
         group = learned(ctx, name)
-        if len(group):
+        if group.count:
             at = (group.rows.cpu() + first).tolist()
             changed |= zip(at, to_pixels(group.values, ctx.preprocess).cpu(), strict=True)
     return Candidates(by_class, changed)
@@ -180,14 +180,14 @@ def outer_images(method: Mnemonics, name: str, ctx: Context) -> ImageSet:
         return parts[0] if len(parts) == 1 else concat(parts)
     other = learned(ctx, HALF_B if name == HALF_A else HALF_A)
     # A single old exemplar has no other half: it is its own, and hardly moves.
-    return (other if len(other) else learned(ctx, name)).images(ctx.preprocess)
+    return (other if other.count else learned(ctx, name)).images(ctx.preprocess)
 
 
 def _active(method: Mnemonics, ctx: Context, name: str) -> Tensor:
     """Return the positions of the exemplars of a group that are trained."""
     own = learned(ctx, name)
     if name != NEW:
-        return torch.arange(len(own), device=ctx.device)
+        return torch.arange(own.count, device=ctx.device)
     return torch.nonzero(_free(method, ctx, "new")[own.rows.cpu()])[:, 0].to(ctx.device)
 
 
@@ -245,7 +245,7 @@ def _fixed(ctx: Context, like: Tensor) -> Tensor:
     fixed = like.new_zeros(ctx.classes.seen, like.shape[1])
     own = learned(ctx, NEW)
     sets = [ctx.sets["kept"], own.images(ctx.preprocess)]
-    if not len(own):
+    if not own.count:
         rows = own.rows[own.rows >= 0].to(ctx.sets["new"].labels.device)
         sets[1] = ctx.sets["new"].subset(rows)
     for images in sets:

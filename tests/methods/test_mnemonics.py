@@ -1,0 +1,228 @@
+"""Mnemonics over its hosts: what is chosen, what is optimised, and what is stored of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import toys
+from torch.nn import functional as F
+
+from edgecil import mnemonics, registry
+from edgecil.engine import increment
+from edgecil.engine.increment import begin
+from edgecil.engine.loop import PhaseRun
+from edgecil.engine.selection import exemplar_images
+from edgecil.errors import UsageError
+from edgecil.learned_exemplars import Learned, halves, to_pixels, to_values
+from edgecil.memory.budget import Budget
+from edgecil.memory.fields import COUNTS, IMAGES
+from edgecil.settings import CIFAR, IMAGENET
+
+PLAIN = {"adjust": False, "finetune": 0}
+
+
+def stored(outcome):
+    return outcome.model.kept.read(IMAGES)
+
+
+def same(left, right):
+    """Return whether two outcomes are equal to the bit: network, rule, and what is kept."""
+    networks = [o.model.net.state_dict() for o in (left, right)]
+    rules = [o.model.rule.arrays() for o in (left, right)]
+    return (
+        all(torch.equal(a, b) for a, b in zip(*(n.values() for n in networks), strict=True))
+        and all(np.array_equal(rules[0][k], rules[1][k]) for k in rules[0])
+        and left.model.kept.encode() == right.model.kept.encode()
+    )
+
+
+def ready(method, groups, previous=None, options=None, **session):
+    """Return the context of an increment with its phases, and a session."""
+    given = toys.task(method, groups, previous, options=options)
+    first = sum(groups[:-1])
+    new = toys.image_set(range(first, first + groups[-1]))
+    run = toys.session(**session)
+    ctx, phases = begin(given, toys.sets_of(given, new), run)
+    return ctx, phases, run
+
+
+@pytest.mark.parametrize("preprocess", [CIFAR, IMAGENET])
+def test_every_pixel_comes_back_from_its_parameter(preprocess):
+    pixels = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 2, 2, 3)
+    assert torch.equal(to_pixels(to_values(pixels, preprocess), preprocess), pixels)
+
+
+def test_values_are_clamped_and_rounded_not_wrapped():
+    own = Learned(torch.zeros(1), torch.zeros(1), torch.full((1, 3, 2, 2), 99.0))
+    own.values.data[0, 0] = -99.0
+    assert to_pixels(own.values, CIFAR)[0, 0, 0].tolist() == [0, 255, 255]
+    own.project(CIFAR)
+    inside = own.values.detach()
+    assert inside.abs().max() < 3
+    assert torch.equal(to_pixels(inside, CIFAR), to_pixels(torch.sign(inside) * 99, CIFAR))
+
+
+def test_halves_are_disjoint_complete_and_even_in_every_prefix():
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor([4, 1, 3, 0, 6]))
+    usable = torch.ones(len(labels), dtype=torch.bool)
+    usable[2] = False
+    a, b = halves(labels, usable)
+    assert sorted(torch.cat([a, b]).tolist()) == torch.nonzero(usable)[:, 0].tolist()
+    for label in labels.unique():
+        mine = torch.nonzero((labels == label) & usable)[:, 0]
+        for stop in range(len(mine) + 1):
+            prefix = set(mine[:stop].tolist())
+            assert abs(len(prefix & set(a.tolist())) - len(prefix & set(b.tolist()))) <= 1
+
+
+@pytest.mark.parametrize("host", ["icarl", "bic", "lucir", "lwf-coreset"])
+def test_herded_exemplars_without_adjusting_and_fine_tuning_are_the_plain_host(host, tmp_path):
+    plain = toys.learn(host, (2, 2), tmp_path / "a")
+    plugged = toys.learn(
+        f"{host}+mnemonics", (2, 2), tmp_path / "b", options={"exemplars": "herding", **PLAIN}
+    )
+    assert all(same(a, b) for a, b in zip(plain, plugged, strict=True))
+
+
+def test_random_exemplars_are_those_of_the_host_with_random_ranking(tmp_path):
+    plain = toys.learn("lwf-coreset", (2, 2), tmp_path / "a", options={"ranking": "random"})
+    plugged = toys.learn(
+        "lwf-coreset+mnemonics", (2, 2), tmp_path / "b", options={"exemplars": "random", **PLAIN}
+    )
+    assert all(same(a, b) for a, b in zip(plain, plugged, strict=True))
+
+
+@pytest.mark.parametrize(("mode", "start"), [("unrolled", "random"), ("prototype", "herding")])
+def test_optimised_exemplars_begin_as_the_ablation_and_take_its_bytes(mode, start, tmp_path):
+    options = {"mode": mode, "adjust": False, "finetune": 0}
+    (learned,) = toys.learn("icarl+mnemonics", (2,), tmp_path / "a", options=options)
+    (chosen,) = toys.learn(
+        "icarl+mnemonics", (2,), tmp_path / "b", options={"exemplars": start, **options}
+    )
+    assert len(learned.model.kept.encode()) == len(chosen.model.kept.encode())
+    change = np.abs(stored(learned).astype(int) - stored(chosen).astype(int))
+    assert 0 < change.max() <= 12 and (change > 0).mean() > 0.3  # a few steps of 0.01
+    networks = [o.model.net.state_dict() for o in (learned, chosen)]
+    assert all(torch.equal(a, b) for a, b in zip(*(n.values() for n in networks), strict=True))
+
+
+@pytest.mark.parametrize("codec", ["raw", "webp-lossless", "jpeg-90"])
+def test_fine_tuning_and_rule_see_exactly_what_the_store_returns(codec, tmp_path, monkeypatch):
+    seen = []
+    original = mnemonics.exemplars
+    monkeypatch.setattr(
+        mnemonics, "exemplars", lambda *args: seen.append(original(*args)) or seen[-1]
+    )
+    outcome = None
+    for groups in ((2,), (2, 1)):
+        recipe = toys.built("icarl+mnemonics")
+        fields = tuple(
+            dataclasses.replace(f, codec=codec) if f.name == IMAGES else f for f in recipe.fields
+        )
+        previous = outcome and outcome.model
+        given = dataclasses.replace(
+            toys.task("icarl+mnemonics", groups, previous, budget=Budget(bytes=40_000)),
+            recipe=dataclasses.replace(recipe, fields=fields),
+        )
+        first = sum(groups[:-1])
+        new = toys.image_set(range(first, first + groups[-1]))
+        outcome = increment.train(given, toys.sets_of(given, new), toys.session())
+    images = exemplar_images(outcome.model.kept, toys.SIDE)
+    assert len(outcome.model.kept.encode()) <= 40_000
+    assert len(seen) == 1 and torch.equal(seen[0].pixels, images.pixels)
+    assert torch.equal(seen[0].labels, images.labels)
+    # The means, computed again from the stored images, are those of the rule.
+    batch = to_values(images.pixels, CIFAR)
+    with torch.no_grad():
+        both = [outcome.model.net(x).features for x in (batch, batch.flip(3))]
+    means = [
+        F.normalize(sum(F.normalize(f[images.labels == c]).sum(0) for f in both), dim=0)
+        for c in range(3)
+    ]
+    assert np.allclose(outcome.model.rule.arrays()["means"], torch.stack(means), atol=1e-4)
+
+
+def test_the_outer_loss_falls(tmp_path):
+    options = {"inner_steps": 3, "outer_epochs": 12, "inner_lr": 0.1, "pixel_lr": 0.1}
+    ctx, phases, run = ready("lwf-coreset+mnemonics", (3,), options=options)
+    for number, phase in enumerate(phases):
+        phase.prepare(ctx)
+        loop = PhaseRun(ctx, phase, number, run)
+        if phase.name == mnemonics.NEW:
+            break
+        loop.run()
+
+    def loss():
+        with torch.enable_grad():
+            return float(phase.step(ctx, loop._batch(0))["exemplars"].value.detach())
+
+    before = loss()
+    loop.run()
+    ctx.step = 0
+    assert loss() < before - 0.02
+
+
+def test_prototype_loss_is_the_cross_entropy_of_cosines(tmp_path):
+    (first,) = toys.learn("icarl+mnemonics", (2,), tmp_path, options={"mode": "prototype"})
+    ctx, phases, run = ready("icarl+mnemonics", (2, 2), first.model, {"mode": "prototype"})
+    for number, phase in enumerate(phases):
+        phase.prepare(ctx)
+        loop = PhaseRun(ctx, phase, number, run)
+        if phase.name == mnemonics.NEW:
+            break
+        loop.run()
+    batch = loop._batch(0)
+    value = phase.step(ctx, batch)["exemplars"].value
+    own = mnemonics.learned(ctx, mnemonics.NEW)
+    kept = ctx.sets["kept"]
+    with torch.no_grad():
+        new, queries = ctx.net(own.values).features, ctx.net(batch.images).features
+        old = ctx.net(to_values(kept.pixels, CIFAR)).features
+    means = [old[kept.labels == c].mean(0) for c in (0, 1)]
+    means += [new[own.labels == c].mean(0) for c in (2, 3)]
+    cosines = F.normalize(queries) @ F.normalize(torch.stack(means)).T
+    expected = -torch.log_softmax(cosines, 1).gather(1, batch.labels[:, None]).mean()
+    assert set(batch.labels.tolist()) & {0, 1} and set(batch.labels.tolist()) & {2, 3}
+    assert torch.allclose(value, expected, atol=1e-5)
+
+
+def test_old_exemplars_change_by_adjusting_and_only_by_it(tmp_path):
+    options = {"exemplars": "herding", "finetune": 0}
+    first, adjusted = toys.learn("icarl+mnemonics", (2, 1), tmp_path / "a", options=options)
+    _, left = toys.learn(
+        "icarl+mnemonics", (2, 1), tmp_path / "b", options={**options, "adjust": False}
+    )
+    count = int(first.model.kept.read(COUNTS).sum())
+    assert np.array_equal(stored(left)[:count], stored(first))
+    change = np.abs(stored(adjusted)[:count].astype(int) - stored(first).astype(int))
+    assert (change.reshape(count, -1).max(axis=1) > 0).all() and change.max() <= 12
+    assert np.array_equal(stored(left)[count:], stored(adjusted)[count:])
+
+
+def test_images_that_bic_holds_out_stay_as_they_are(tmp_path):
+    options = {"held_out": 0.3, "inner_batch": 128}
+    first, second = toys.learn("bic+mnemonics", (2, 1), tmp_path, options=options)
+    originals = {i.tobytes() for i in toys.image_set(range(3)).pixels.numpy()}
+    for outcome in (first, second):
+        held = outcome.model.kept.read("exemplars.held_out")
+        real = np.array([image.tobytes() in originals for image in stored(outcome)])
+        assert held.any() and not held.all()
+        assert np.array_equal(real, held)
+
+
+def test_a_single_old_exemplar_has_no_other_half(tmp_path):
+    outcomes = toys.learn("icarl+mnemonics", (1, 1), tmp_path, budget=Budget(per_class=1))
+    assert outcomes[-1].model.kept.read(COUNTS).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("host", ["lwm", "ncm", "joint", "ewc", "icarl+m2kd", "icarl+aux"])
+def test_hosts_that_do_not_fit_are_refused_before_training(host):
+    with pytest.raises(UsageError, match="mnemonics cannot be laid over") as caught:
+        registry.build(f"{host}+mnemonics")
+    assert "icarl" in caught.value.hint
+
+
+def test_new_images_of_known_classes_are_not_taken():
+    assert registry.build("icarl").updates_known
+    assert not registry.build("icarl+mnemonics").updates_known
