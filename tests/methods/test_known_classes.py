@@ -63,7 +63,7 @@ def learned(tmp_path_factory):
 
     def get(method):
         if method not in made:
-            training = dataclasses.replace(toys.TRAINING, epochs=8)
+            training = dataclasses.replace(toys.TRAINING, epochs=4)
             folder = tmp_path_factory.mktemp(method)
             made[method] = toys.learn(method, (3,), folder, training=training)[-1].model
         return made[method]
@@ -77,7 +77,7 @@ def test_an_old_class_learns_its_new_images(method, with_new, learned, tmp_path)
     before, new, groups = learned(method), other_look(TAUGHT_AGAIN), (3, 0)
     if with_new:
         new, groups = concat([new, other_look(3, look=8)]), (3, 1)
-    training = dataclasses.replace(toys.TRAINING, epochs=9)
+    training = dataclasses.replace(toys.TRAINING, epochs=6)
     given, sets, paths = update(
         method, before, new, groups, (TAUGHT_AGAIN,), tmp_path, training=training
     )
