@@ -5,7 +5,8 @@
 ResNet-32, ten classes of 20 exemplars of 32 x 32 pixels, 128 outer images; random weights and
 images, for neither matters to the cost. Ways: ``unrolled`` with every step's graph held at once,
 ``checkpointed`` as the plug-in does it, ``prototype``; and ``idle``, which does everything but
-the steps, for the memory that is there anyway.
+the steps, for the memory that is there anyway. ``unrolled`` needs memory in proportion to inner
+steps times inner batch; try ``--inner-batch 16`` first.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import toys
 from torch.nn import functional as F
 
 from edgecil import mnemonics, registry
-from edgecil.engine import increment
+from edgecil.engine import increment, state
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import exemplar_images
@@ -226,3 +226,14 @@ def test_hosts_that_do_not_fit_are_refused_before_training(host):
 def test_new_images_of_known_classes_are_not_taken():
     assert registry.build("icarl").updates_known
     assert not registry.build("icarl+mnemonics").updates_known
+
+
+def test_it_continues_from_a_base_that_its_host_trained(tmp_path):
+    # Comparisons train a base once for all that begin alike: its state knows no mnemonics.
+    sets = toys.sets_of(toys.task("icarl", (2,)), toys.image_set(range(2)))
+    increment.train(toys.task("icarl", (2,)), dict(sets), toys.session(folder=tmp_path))
+    saved = state.load(tmp_path)
+    assert saved is not None and saved.phase == 0 and not saved.part("module:mnemonics")
+    given = toys.task("icarl+mnemonics", (2,))
+    continued = increment.train(given, dict(sets), toys.session(), saved=saved)
+    assert same(continued, increment.train(given, dict(sets), toys.session()))
