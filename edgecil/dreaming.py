@@ -69,11 +69,11 @@ class DreamOptions:
         1000.0, "what logits are divided by in eq. (2)", low=0.01, high=1e6
     )
     entropy: Literal["nats", "share"] = option(
-        "nats", "unit of the diversity: as printed, or divided by log K_o (released code)",
+        "nats", "unit of the diversity: as printed, or divided by log K_o (ABD's code)",
         choices=("nats", "share"),
     )  # fmt: skip
     warm_start: bool = option(
-        False, "keep the generator and go on from it (released code); costs kept bytes"
+        False, "keep the generator and go on from it (ABD's code); costs kept bytes"
     )
     collapse: Literal["retry", "accept"] = option(
         "retry", "when all images show one class: other seeds, then fail; or go on",

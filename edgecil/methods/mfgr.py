@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edgecil.data.images import Batch
-from edgecil.dreaming import SOURCE, DreamOptions, dream_recipe, source_of
+from edgecil.dreaming import DreamOptions, dream_recipe, source_of
 from edgecil.errors import UsageError
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import sigmoid_losses, softmax_distillation
@@ -35,7 +35,6 @@ from edgecil.method import (
     Terms,
     ce_span,
     needs_head,
-    no_teachers,
     one_phase,
     previous_net,
 )
@@ -188,36 +187,40 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
     """Return ``host`` with a recorded generator whose images its old outputs are distilled on.
 
     Raises:
-        UsageError: the host's outputs or teachers are of another kind, or it has a generator.
+        UsageError: the host's outputs or teachers are of another kind, or it has several stages.
     """
-    fits = host.head_kind in ("softmax", "sigmoid") and SOURCE not in {m.name for m in host.modules}
-    if not fits or host.teachers not in (previous_net, no_teachers):
+    if not _fits(host):
         raise UsageError(
             f"mfgr cannot be laid over {host.name}",
-            hint="hosts have softmax or sigmoid outputs and one teacher, the last network: icarl",
+            hint="hosts train once, taught by the last network alone: icarl, lwf, lwf-mc, lwm",
         )
     kind = host.head_kind
     donor = dream_recipe(host.name, options, _no_step)
 
     def phases(setup: Setup) -> tuple[Phase, ...]:
-        own = host.phases(setup)
         if not setup.classes.old:
-            return own
-        recording, training = donor.phases(setup)
-        steps = [partial(plugged, options, kind, phase.step) for phase in own]
-        first, *rest = (
-            replace(phase, step=step) if "backbone" in phase.trains else phase
-            for phase, step in zip(own, steps, strict=True)
-        )
-        first = replace(first, prepare=_both(training.prepare, first.prepare))
-        return (recording, first, *rest)
+            return host.phases(setup)
+        (train,) = host.phases(setup)
+        recording, inheriting = donor.phases(setup)
+        return recording, replace(
+            train, step=partial(plugged, options, kind, train.step),
+            prepare=_both(inheriting.prepare, train.prepare),
+        )  # fmt: skip
 
     return replace(
         host, phases=phases, fields=(*host.fields, *donor.fields),
-        modules=(*host.modules, *donor.modules), teachers=previous_net, asks_lessons=False,
+        modules=donor.modules, asks_lessons=False,
         begin=_both(host.begin, donor.begin), end=_both(host.end, donor.end),
         forms={head: plug(form, options) for head, form in host.forms.items()},
     )  # fmt: skip
+
+
+def _fits(host: Recipe) -> bool:
+    taught = host.head_kind in ("softmax", "sigmoid") and host.teachers is previous_net
+    # A stage on images held apart changes what the outputs mean, the teacher's too (BiC).
+    apart = host.selection is not None and host.selection.apart is not None
+    trial = Setup(Classes((1, 1)), host.training, {"new": 1, "kept": 1})
+    return taught and not apart and not host.modules and len(host.phases(trial)) == 1
 
 
 def _no_step(ctx: Context, batch: Batch) -> Terms:

@@ -187,7 +187,7 @@ def test_a_network_without_batch_norms_is_refused(base):
     started(dataclasses.replace(base, net=net), kd_synthetic=False)  # needs none
 
 
-@pytest.mark.parametrize("method", ["icarl+mfgr", "lwf+mfgr"])
+@pytest.mark.parametrize("method", ["icarl+mfgr", "lwf+mfgr", "lwm+mfgr"])
 def test_over_a_host_its_batch_stays_and_generated_images_are_distilled(method, tmp_path):
     host = method.partition("+")[0]
     previous = toys.learn(host, (3,), tmp_path)[0].model
@@ -227,7 +227,7 @@ def test_the_exemplars_of_a_host_are_kept_and_nothing_else(tmp_path):
     assert with_images.report().kept_bytes == plain.report().kept_bytes
 
 
-@pytest.mark.parametrize("host", ["m2kd", "lucir", "ncm", "mfgr"])
+@pytest.mark.parametrize("host", ["m2kd", "lucir", "ncm", "mfgr", "bic", "eeil", "finetune"])
 def test_hosts_of_another_kind_are_refused(host):
     with pytest.raises(UsageError, match=f"cannot be laid over {host}"):
         registry.build(f"{host}+mfgr")
