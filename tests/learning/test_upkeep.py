@@ -131,9 +131,9 @@ class TestForget:
 
     def test_a_renamed_class_is_found_by_either_name_in_every_version(self, place):
         upkeep.rename(place, "class-0", "zebra")
-        assert upkeep.forget(place, "zebra") == {2: 3, 4: 3}
+        assert upkeep.forget(place, "zebra") == {3: 3, 4: 3}
         upkeep.rename(place, "class-1", "yak")
-        assert set(upkeep.forget(place, "class-1")) == {2, 5}
+        assert set(upkeep.forget(place, "class-1")) == {4, 5}
 
     def test_when_nothing_is_left_there_is_no_file(self, place):
         for label in range(6):
