@@ -151,7 +151,7 @@ def main() -> None:
         "seconds_per_step": {name: round(value, 4) for name, value in found.items()},
         "over_finetune": {name: round(v / found["finetune"], 2) for name, v in found.items()},
         "parts_of_synthesis": {
-            name: round(value, 4) for name, value in parts(kinds["synthesis"], 5).items()
+            name: round(value, 4) for name, value in parts(kinds["synthesis"], 3).items()
         },
         "rounds": chosen.rounds,
         "steps": chosen.steps,
