@@ -135,9 +135,18 @@ def _new_features(case: _Case, path: PathLike) -> NDArray[np.float32]:
     return rows
 
 
-def _dreamed(case: _Case, count: int, steps: int, seed: int) -> Synthetic:
+def _before(case: _Case) -> Model:
+    """Return the model that the version's own increment began with; of a first version its own."""
     parent = case.manifest.parent
-    source = case.model if parent is None else load_version(case.place, parent)[1]
+    for number in case.place.lineage(case.manifest.version)[1:]:
+        # A renamed version follows one with the same classes.
+        if len(case.place.manifest(number).classes) <= case.old:
+            return load_version(case.place, number)[1]
+    return case.model if parent is None else load_version(case.place, parent)[1]
+
+
+def _dreamed(case: _Case, count: int, steps: int, seed: int) -> Synthetic:
+    source = _before(case)
     return dream(
         source, case.model, case.manifest.input, case.compute, count, steps, seed, case.say
     )  # fmt: skip

@@ -23,6 +23,7 @@ from edgecil.errors import DataError, DependencyMissing, WorkspaceError
 from edgecil.losses.attention import attention_distance, grad_attention
 from edgecil.prepare import load_version
 from edgecil.settings import CIFAR
+from edgecil.upkeep import rename
 from edgecil.workspace import Workspace
 
 
@@ -208,3 +209,13 @@ def test_a_streamed_set_is_looked_at_alike(known):
     part = look(model, ImageSet(images.pixels[3:], images.labels[3:]), CIFAR,
                 Compute("cpu", 1, "float32"))  # fmt: skip
     assert torch.allclose(whole.features[3:], part.features, atol=1e-5)
+
+
+def test_after_a_rename_images_are_made_from_the_increment_before(folders, known, tmp_path):
+    place = Workspace(small_runs.copied(known, tmp_path / "copy"))
+    renamed = rename(place, "class-3", "thing")
+    assert renamed.parent == 2
+    for version, classes in ((3, 2), (2, 2), (1, 2)):
+        manifest, model = load_version(place, version)
+        case = running._Case(place, manifest, model, Compute("cpu", 1, "float32"), print)
+        assert running._before(case).net.classes == classes == case.old
