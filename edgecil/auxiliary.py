@@ -12,11 +12,12 @@ from functools import partial
 import torch
 from torch import nn
 
+from edgecil.context import Context, Setup
 from edgecil.data.images import Batch
 from edgecil.lessons import Reduction, check_host, continues, lesson, unit_weight
 from edgecil.losses.distillation import auxiliary_losses
 from edgecil.memory.fields import Field
-from edgecil.method import Context, ModuleSpec, Phase, Recipe, Setup, Step, Term, Terms
+from edgecil.method import ModuleSpec, Phase, Recipe, Step, Term, Terms
 from edgecil.nets.build import stage_channels
 from edgecil.nets.heads import LinearHead
 from edgecil.nets.net import pooled

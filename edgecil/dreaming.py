@@ -13,16 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from edgecil.context import Context, Setup
 from edgecil.data.images import Batch
 from edgecil.errors import UsageError
 from edgecil.memory.fields import Field
 from edgecil.method import (
     SOFTMAX_BASE,
-    Context,
     ModuleSpec,
     Phase,
     Recipe,
-    Setup,
     Step,
     Term,
     Terms,

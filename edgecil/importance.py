@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch, ImageSet
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import Field
-from edgecil.method import Context, ModuleSpec, Origin, Term, Terms, ce_span
+from edgecil.method import ModuleSpec, Origin, Term, Terms
 from edgecil.nets.net import Outputs
 
 FIELD = Field("importance", "backbone", "how much every weight of the backbone matters")

@@ -14,21 +14,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from edgecil.context import Context
 from edgecil.data.images import Batch
 from edgecil.errors import UsageError
 from edgecil.losses.distillation import sigmoid_losses
 from edgecil.memory.fields import Field
-from edgecil.method import (
-    Context,
-    Origin,
-    Recipe,
-    Term,
-    Terms,
-    View,
-    needs_head,
-    one_phase,
-    previous_net,
-)
+from edgecil.method import Origin, Recipe, Term, Terms, View, needs_head, one_phase, previous_net
 
 Reduction = Literal["sum", "mean"]
 REDUCTIONS = ("sum", "mean")

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgecil.context import Context
 from edgecil.errors import TrainingError
-from edgecil.method import Context
 from edgecil.nets.folding import conv_weights
 from edgecil.pruning import as_of, free_share, full_layers, take
 

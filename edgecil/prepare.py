@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from edgecil import registry
+from edgecil.context import Classes
 from edgecil.data.images import ImageSet
 from edgecil.engine.compute import pick_device
 from edgecil.engine.events import Listener, Note, ignore
@@ -21,7 +22,7 @@ from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import COUNTS, IMAGES, Field
 from edgecil.memory.store import Store
-from edgecil.method import Classes, Origin, Preset, Recipe
+from edgecil.method import Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
 from edgecil.options import nearest

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgecil.context import Context, Setup
 from edgecil.errors import UsageError
 from edgecil.lessons import Lesson, check_host, continues
 from edgecil.memory.fields import Field
-from edgecil.method import Context, ModuleSpec, Phase, Recipe, Setup
+from edgecil.method import ModuleSpec, Phase, Recipe
 from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.folding import conv_weights, folded, put_folded
 from edgecil.nets.heads import LinearHead

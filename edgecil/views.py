@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgecil.context import Context
 from edgecil.data.images import ImageSet, concat
 from edgecil.exemplars import herding
-from edgecil.method import Context
 from edgecil.nets.taps import freeze
 
 

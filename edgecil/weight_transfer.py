@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from edgecil.method import Context, Recipe
+from edgecil.context import Context
+from edgecil.method import Recipe
 
 
 class ScaledConv(nn.Module):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from edgecil import registry
 from edgecil.bench.runner import Variant
+from edgecil.context import Classes
 from edgecil.data.images import ImageSet
 from edgecil.engine import increment
 from edgecil.engine.compute import Compute
@@ -17,7 +18,6 @@ from edgecil.engine.increment import Task
 from edgecil.engine.loop import Session
 from edgecil.engine.selection import exemplar_images
 from edgecil.memory.budget import Budget
-from edgecil.method import Classes
 from edgecil.nets.net import NetSpec
 from edgecil.settings import CIFAR, Augment, Optim, Training
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgecil.context import Classes, Context, Setup
 from edgecil.data.images import ImageSet
 from edgecil.data.loader import evaluation_batches
 from edgecil.data.streams import stream, stream_seed
@@ -21,7 +22,7 @@ from edgecil.engine.selection import Memory, store_exemplars
 from edgecil.errors import BudgetError, TrainingError
 from edgecil.memory.budget import Budget
 from edgecil.memory.store import Store
-from edgecil.method import Classes, Context, Phase, Recipe, Setup
+from edgecil.method import Phase, Recipe
 from edgecil.model import Model
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from edgecil.context import Context
 from edgecil.data.images import Batch, ImageSet, concat
 from edgecil.data.loader import Loader, rank_slice
 from edgecil.data.streams import stream_seed, streams
@@ -21,7 +22,7 @@ from edgecil.engine.distributed import World
 from edgecil.engine.events import Listener, PhaseStarted, Progress, ignore
 from edgecil.engine.optim import Optimisers
 from edgecil.errors import Interrupted, TrainingError
-from edgecil.method import Context, Phase, Terms
+from edgecil.method import Phase, Terms
 from edgecil.settings import Augment, Preprocess
 
 SAVE_SECONDS = 60.0

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from edgecil.method import Context, Phase
+from edgecil.context import Context
+from edgecil.method import Phase
 from edgecil.settings import Optim, Schedule
 
 Named = dict[str, nn.Parameter]

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgecil.context import Candidates, Context
 from edgecil.data.images import ImageSet, concat
 from edgecil.exemplars import build_exemplars, interleave
 from edgecil.memory.budget import Budget, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.store import Store
-from edgecil.method import Candidates, Context, Selection
+from edgecil.method import Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
 from edgecil.synthesis.generator import generator_shapes
@@ -137,7 +138,7 @@ def stored_side(images: Field, decoded: int) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """The exemplars' part of what an increment will keep: :class:`edgecil.method.Shelf`."""
+    """The exemplars' part of what an increment will keep: :class:`edgecil.context.Shelf`."""
 
     ctx: Context
     selection: Selection

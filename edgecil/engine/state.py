@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgecil.context import Context
 from edgecil.errors import WorkspaceError
-from edgecil.method import Context
 from edgecil_runtime import container
 
 FILE = "state.safetensors"

@@ -38,3 +38,12 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return (losses * weights[labels]).mean()
+
+
+def task_weights(old: int, seen: int) -> Tensor:
+    """Return K_o / K for old and K_n / K for new classes, ``(K,)`` (ABD's task balancing).
+
+    All 1 where there are no old classes.
+    """
+    share = old / seen
+    return torch.cat([torch.full((old,), share), torch.full((seen - old,), 1 - share)])

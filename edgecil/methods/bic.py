@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch, ImageSet, concat
 from edgecil.exemplars import herding
 from edgecil.losses.bias_correction import fit_by_descent, fit_exactly
@@ -22,16 +23,13 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import Field, exemplar_fields
 from edgecil.method import (
-    Context,
     Origin,
     Phase,
     Preset,
     Recipe,
     Selection,
-    Setup,
     Term,
     Terms,
-    ce_span,
     needs_head,
     previous_net,
 )

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch
 from edgecil.exemplars import herding
 from edgecil.losses.classification import cross_entropy
@@ -21,16 +22,13 @@ from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
     SOFTMAX_BASE,
-    Context,
     Phase,
     Preset,
     Recipe,
     Selection,
-    Setup,
     Term,
     Terms,
     View,
-    ce_span,
     needs_head,
     previous_net,
 )

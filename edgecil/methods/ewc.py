@@ -5,8 +5,8 @@ the current version itself.
 
 The Fisher information is the mean of squared gradients of single images, in eval mode. Codes that
 square the mean gradient of a batch underestimate it, up to as many times as there are images in
-the batch: a strength of theirs stands for a smaller one here. Too large a strength diverges:
-``steady=true`` cannot, at the price of holding the most important weights less than the paper does.
+the batch: a strength of theirs stands for a smaller one here. Without ``steady`` a penalty too
+strong for the learning rate diverges: on the protocol ``quick`` 100 does, in the second increment.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edgecil.context import Context
 from edgecil.importance import (
     FIELD,
     IF_DIVERGING,
@@ -25,7 +26,7 @@ from edgecil.importance import (
     needs_importance,
     pulled_step,
 )
-from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
+from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
 from edgecil.options import option
 
 PAPER = "Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networks, PNAS 2017"
@@ -39,7 +40,7 @@ class Options:
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
     )
-    steady: bool = option(False, STEADY_HELP)
+    steady: bool = option(True, STEADY_HELP)
 
 
 def remember(ctx: Context) -> None:

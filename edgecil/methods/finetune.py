@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
-from edgecil.method import SOFTMAX_BASE, Context, Recipe, Term, Terms, ce_span, one_phase
+from edgecil.method import SOFTMAX_BASE, Recipe, Term, Terms, one_phase
 from edgecil.options import option
 
 

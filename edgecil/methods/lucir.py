@@ -12,22 +12,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch
 from edgecil.exemplars import herding
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.cosine import imprinted, less_forget, less_forget_weight, margin_ranking
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
-    Context,
     Phase,
     Preset,
     Recipe,
     Selection,
-    Setup,
     Term,
     Terms,
     View,
-    ce_span,
     needs_head,
     previous_net,
 )

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.method import (
     SOFTMAX_BASE,
-    Context,
     Preset,
     Recipe,
     Term,
     Terms,
-    ce_span,
     needs_head,
     one_phase,
     previous_net,

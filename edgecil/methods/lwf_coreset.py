@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.exemplars import herding, random_ranking
 from edgecil.losses.classification import cross_entropy
@@ -17,13 +18,11 @@ from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
     SOFTMAX_BASE,
-    Context,
     Preset,
     Recipe,
     Selection,
     Term,
     Terms,
-    ce_span,
     needs_head,
     one_phase,
     previous_net,

@@ -16,21 +16,13 @@ from functools import partial
 
 from torch import Tensor
 
+from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.lessons import sigmoid_base, sigmoid_terms
 from edgecil.losses.attention import attention, attention_distance
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
-from edgecil.method import (
-    Context,
-    Recipe,
-    Term,
-    Terms,
-    ce_span,
-    needs_head,
-    one_phase,
-    previous_net,
-)
+from edgecil.method import Recipe, Term, Terms, needs_head, one_phase, previous_net
 from edgecil.options import option
 
 OutputsTerms = Callable[[Context, Batch, Tensor, Tensor | None], Terms]

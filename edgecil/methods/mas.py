@@ -3,8 +3,8 @@
 Kept between increments: one importance per weight of the backbone, summed over increments; the
 anchor is the current version itself.
 
-Too large a strength diverges: ``steady=true`` cannot, at the price of holding the most important
-weights less than the paper does.
+Without ``steady`` a penalty too strong for the learning rate diverges; with it the most important
+weights are held less than the paper does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from edgecil.context import Context
 from edgecil.importance import (
     FIELD,
     IF_DIVERGING,
@@ -23,7 +24,7 @@ from edgecil.importance import (
     pulled_step,
     sensitivity,
 )
-from edgecil.method import SOFTMAX_BASE, Context, Recipe, one_phase, previous_net
+from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
 from edgecil.options import option
 
 PAPER = (
@@ -40,7 +41,7 @@ class Options:
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
     )
-    steady: bool = option(False, STEADY_HELP)
+    steady: bool = option(True, STEADY_HELP)
 
 
 def remember(ctx: Context) -> None:

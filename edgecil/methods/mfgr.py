@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgecil.context import Classes, Context, Setup, ce_span
 from edgecil.data.images import Batch
 from edgecil.dreaming import DreamOptions, dream_recipe, source_of
 from edgecil.errors import UsageError
@@ -24,16 +25,12 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import sigmoid_losses, softmax_distillation
 from edgecil.method import (
     SOFTMAX_BASE,
-    Classes,
-    Context,
     Phase,
     Preset,
     Recipe,
-    Setup,
     Step,
     Term,
     Terms,
-    ce_span,
     needs_head,
     one_phase,
     previous_net,

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from edgecil.context import Context, Setup
 from edgecil.errors import UsageError
 from edgecil.exemplars import random_ranking
 from edgecil.memory.fields import COUNTS, IMAGES, columns
 from edgecil.memory.process import peak_memory
-from edgecil.method import Context, Phase, Recipe, Setup
+from edgecil.method import Phase, Recipe
 from edgecil.mnemonics import Mnemonics, candidates, modules, phases
 from edgecil.options import option
 from edgecil.settings import Optim

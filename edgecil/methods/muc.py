@@ -17,24 +17,14 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from edgecil.context import Classes, Context, Setup
 from edgecil.data.images import Batch
 from edgecil.errors import UsageError
 from edgecil.importance import add, sensitivity
 from edgecil.lessons import continues
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import Field
-from edgecil.method import (
-    Classes,
-    Context,
-    ModuleSpec,
-    Phase,
-    Recipe,
-    Setup,
-    Source,
-    Step,
-    Term,
-    Terms,
-)
+from edgecil.method import ModuleSpec, Phase, Recipe, Source, Step, Term, Terms
 from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.net import Outputs
 from edgecil.nets.taps import forward_outputs, freeze

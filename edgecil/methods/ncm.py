@@ -12,20 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from edgecil.context import Context, Setup, ce_span, class_means
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
-from edgecil.method import (
-    SOFTMAX_BASE,
-    Context,
-    Origin,
-    Phase,
-    Recipe,
-    Setup,
-    Term,
-    Terms,
-    ce_span,
-    class_means,
-)
+from edgecil.method import SOFTMAX_BASE, Origin, Phase, Recipe, Term, Terms
 from edgecil.nets.rules import NearestMeanRule, Rule
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgecil.context import Classes, Context
 from edgecil.data.images import ImageSet
 from edgecil.engine.compute import Compute
 from edgecil.engine.increment import Task, begin
@@ -19,7 +20,7 @@ from edgecil.engine.selection import dimensions
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import IMAGES, Dimensions, Field
 from edgecil.memory.store import Store
-from edgecil.method import Classes, Context, Phase, Recipe, nothing
+from edgecil.method import Phase, Recipe, nothing
 from edgecil.model import Model
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec

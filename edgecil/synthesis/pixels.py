@@ -17,6 +17,18 @@ def limits(preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     return -mean / std, (1 - mean) / std
 
 
+def to_unit(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return images in [0, 1] of normalised ones ``(N, 3, S, S)``, clamped."""
+    low, high = (value.to(images.device) for value in limits(preprocess))
+    return ((images.float() - low) / (high - low)).clamp(0, 1)
+
+
+def from_unit(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return normalised images of ones in [0, 1] ``(N, 3, S, S)``."""
+    low, high = (value.to(images.device) for value in limits(preprocess))
+    return low + images * (high - low)
+
+
 def to_pixels(images: Tensor, preprocess: Preprocess) -> Tensor:
     """Return uint8 ``(N, S, S, 3)`` of normalised images ``(N, 3, S, S)``, clamped and rounded."""
     mean, std = (

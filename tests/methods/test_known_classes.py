@@ -8,6 +8,7 @@ import torch
 import toys
 
 from edgecil import registry
+from edgecil.context import Classes, class_means
 from edgecil.data.images import ImageSet, concat
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
@@ -15,7 +16,6 @@ from edgecil.engine.loop import PhaseRun
 from edgecil.engine.optim import group_parameters
 from edgecil.losses.distillation import sigmoid_losses
 from edgecil.memory.fields import COUNTS, IMAGES
-from edgecil.method import Classes, class_means
 
 ABLE = [
     name

@@ -9,6 +9,7 @@ import toys
 from torch import nn
 
 from edgecil import registry
+from edgecil.context import Classes
 from edgecil.dreaming import SOURCE
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
@@ -16,7 +17,6 @@ from edgecil.engine.loop import PhaseRun
 from edgecil.errors import AdoptError, UsageError
 from edgecil.losses.recording import sample_diversity
 from edgecil.losses.synthesis import content, negative_entropy, statistics_distance
-from edgecil.method import Classes
 from edgecil.methods.mfgr import Options, count_of, old_share
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
