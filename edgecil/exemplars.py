@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from edgecil.errors import AdoptError, DataError
 from edgecil.memory import codecs
 from edgecil.memory.budget import Budget, count_for
-from edgecil.memory.codecs import Array, ItemCodec, Size
+from edgecil.memory.codec import Array, ItemCodec, Size
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.plan import entry, field_specs, metadata
 from edgecil.memory.store import Store
@@ -215,7 +215,7 @@ def _file_size(
             specs
             | {entry(IMAGES, None, part): spec for part, spec in images.items()}
             | {COUNTS: ("U16", (len(counts),))}
-            | {f.name: (f.dtype, (total, *f.shape[1:])) for f in kept if f.name in beside},
+            | {f.name: (f.dtype, (total, *f.axes[1:])) for f in kept if f.name in beside},
             names,
         ).total_bytes
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edgecil.errors import BudgetError, UsageError
 from edgecil.memory import codecs
-from edgecil.memory.codecs import Size
+from edgecil.memory.codec import Size
 
 
 @dataclass(frozen=True)

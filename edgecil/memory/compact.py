@@ -16,7 +16,7 @@ from functools import cache
 
 import numpy as np
 
-from edgecil.memory.codecs import Array, Codec, CodecError, Parts, Specs
+from edgecil.memory.codec import Array, Codec, CodecError, Parts, Specs
 
 _BLOCK, _TABLE = 2**15 - 1, 200
 """Bytes that zlib at memory level 9 codes with one Huffman table, and more than one takes."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgecil.memory.codecs import (
+from edgecil.memory.codec import (
     Array,
     CodecError,
     Parts,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgecil.memory import codecs
-from edgecil.memory.codecs import Specs
+from edgecil.memory.codec import Growing, Specs
 from edgecil.memory.fields import Dimensions, Field
 from edgecil.memory.trees import tree_index, tree_size
 from edgecil_runtime import container
@@ -112,7 +112,7 @@ def field_specs(
     codec = codecs.get(field.codec)
     found: dict[str, Spec] = {}
     count = len(dimensions.increments)
-    if isinstance(codec, codecs.Growing):
+    if isinstance(codec, Growing):
         codec = codec.after(count)
     for increment in field.increments(count):
         shape = dimensions.shapes(field, increment)

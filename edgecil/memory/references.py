@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgecil.errors import DataError
-from edgecil.memory.codecs import Array, CodecError, Parts, Size, Specs, join_blob, split_blob
+from edgecil.memory.codec import Array, CodecError, Parts, Size, Specs, join_blob, split_blob
 
 _DIGEST = 32
 _LONGEST_PATH = 512  # bytes; plans of joint training count with it

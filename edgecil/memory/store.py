@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecil.errors import UsageError, WorkspaceError
 from edgecil.memory import codecs
-from edgecil.memory.codecs import Array, Parts, Size
+from edgecil.memory.codec import Array, CodecError, ItemCodec, Parts, Size
 from edgecil.memory.fields import Field
 from edgecil.memory.plan import (
     TREE,
@@ -80,7 +80,7 @@ class Store:
             ValueError: shape, dtype or increment differ from the declaration.
         """
         field = self._field_at(name, increment)
-        if isinstance(field.shape, str):
+        if field.is_tree:
             array = self._flatten(field, value, increment)
         else:
             array = np.asarray(value)
@@ -99,7 +99,7 @@ class Store:
         """
         field = self._field_at(name, increment)
         array = self._decoded(field, self._present(name, increment))
-        if not isinstance(field.shape, str):
+        if not field.is_tree:
             return array
         try:
             return unflatten(array, self._trees[name])
@@ -138,11 +138,11 @@ class Store:
         """
         return self._item_part(name, lambda codec, parts: codec.size(parts))
 
-    def _item_part(self, name: str, ask: Callable[[codecs.ItemCodec, Parts], T]) -> T:
+    def _item_part(self, name: str, ask: Callable[[ItemCodec, Parts], T]) -> T:
         codec = codecs.item_codec(self._field_at(name, None).codec)
         try:
             return ask(codec, self._present(name, None))
-        except codecs.CodecError as error:
+        except CodecError as error:
             raise self._damaged(name, error) from None
 
     def copy(self, name: str, source: Store) -> None:
@@ -229,7 +229,7 @@ class Store:
         for stored, array in arrays.items():
             whole, _, part = stored.partition(":")
             name, at, number = whole.partition("@")
-            if part == TREE and not at and isinstance(self.field(name).shape, str):
+            if part == TREE and not at and self.field(name).is_tree:
                 self._trees[name] = array
                 continue
             key = (name, int(number) if at else None)
@@ -239,7 +239,7 @@ class Store:
             self._fields[name] = replace(self._fields[name], codec="raw")
         for key, parts in found.items():
             field = self._fields[key[0]]
-            if field.codec == "raw" and not isinstance(field.shape, str):
+            if field.codec == "raw" and not field.is_tree:
                 if set(parts) != {""}:
                     raise ValueError(f"field {field.name}: parts {sorted(parts)} are not raw")
                 _check_dtype(field, parts[""])
@@ -278,7 +278,7 @@ class Store:
     def _decoded(self, field: Field, parts: Parts) -> Array:
         try:
             return codecs.get(field.codec).decode(parts)
-        except codecs.CodecError as error:
+        except CodecError as error:
             raise self._damaged(field.name, error) from None
 
     def _damaged(self, name: str, error: Exception) -> WorkspaceError:
@@ -303,10 +303,10 @@ class Store:
 
     def _check_shape(self, field: Field, shape: tuple[int, ...], increment: int | None) -> None:
         """Refuse a shape that contradicts the declaration or what is already kept."""
-        declared = field.shape
+        declared = field.axes
         kept = self._symbols(field.name, increment)
         known = dict(kept)
-        good = not isinstance(declared, str) and len(declared) == len(shape)
+        good = not field.is_tree and len(declared) == len(shape)
         for axis, size in zip(declared, shape, strict=False):
             wanted = known.setdefault(axis, size) if isinstance(axis, str) else axis
             good = good and size == wanted
@@ -321,9 +321,9 @@ class Store:
         """Return the values of the symbols in the other arrays of the same increment."""
         found: dict[str, int] = {}
         for (name, other), shape in self._shapes.items():
-            declared = self._fields[name].shape
-            if name != but and other == increment and not isinstance(declared, str):
-                pairs = zip(declared, shape, strict=True)
+            declared = self._fields[name]
+            if name != but and other == increment and not declared.is_tree:
+                pairs = zip(declared.axes, shape, strict=True)
                 found |= {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
         return found
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgecil.memory.codecs import Array
+from edgecil.memory.codec import Array
 from edgecil.memory.fields import Tree
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from edgecil.errors import DataError, UsageError
 from edgecil.memory import codecs, pictures
+from edgecil.memory.codec import CodecError
 from edgecil_runtime import container
 
 LOSSLESS = ("raw", "png", "webp-lossless")
@@ -150,7 +151,7 @@ def test_damaged_parts_are_recognised(name):
         {**parts, "lengths": parts["lengths"] + np.uint16(1)},
         {"": parts[""]},
     ):
-        with pytest.raises(codecs.CodecError):
+        with pytest.raises(CodecError):
             codec.decode(broken)
 
 

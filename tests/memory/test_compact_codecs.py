@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgecil.memory import codecs
-from edgecil.memory.codecs import CodecError
+from edgecil.memory.codec import CodecError
 from edgecil.memory.compact import Labels, huffman_bits
 from edgecil.memory.fields import Dimensions, Field
 from edgecil.memory.plan import plan
