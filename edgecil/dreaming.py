@@ -31,7 +31,7 @@ from edgecil.method import (
 from edgecil.options import option
 from edgecil.settings import Optim, Schedule, Training
 from edgecil.synthesis import training as synthesis
-from edgecil.synthesis.generator import Generator
+from edgecil.synthesis.generator import Generator, generator_shapes
 from edgecil.synthesis.objective import Inversion
 from edgecil.synthesis.pixels import Pixels
 from edgecil.synthesis.statistics import check_statistics
@@ -42,7 +42,7 @@ PHASE = "synthesis"
 ATTEMPTS = 3
 POOL = 8
 """Batches of images that direct optimisation makes."""
-FIELD = Field(SOURCE, SOURCE, "generator of old images, trained on in the next increment")
+FIELD = Field(SOURCE, generator_shapes, "generator of old images, trained on in the next increment")
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def _file_size(
             specs
             | {entry(IMAGES, None, part): spec for part, spec in images.items()}
             | {COUNTS: ("U16", (len(counts),))}
-            | {f.name: (f.dtype, (total, *f.axes[1:])) for f in kept if f.name in beside},
+            | {f.name: (f.dtype, (total, *map(int, f.axes[1:]))) for f in kept if f.name in beside},
             names,
         ).total_bytes
 

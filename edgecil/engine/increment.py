@@ -176,9 +176,13 @@ def _run_phases(
                 ctx.modules.pop(spec.name)
 
 
-def _check_finite(net: Net) -> None:
+def _check_finite(ctx: Context, recipe: Recipe) -> None:
     # The losses are measured before each update: they do not show what the last one did.
-    for name, value in net.state_dict().items():
+    kept = {m.name: ctx.modules[m.name] for m in recipe.modules if m.lifetime == "kept"}
+    values = ctx.net.state_dict()
+    for part, module in kept.items():
+        values |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+    for name, value in values.items():
         if not torch.isfinite(value).all():
             raise TrainingError(
                 f"{name} became NaN or infinite; the last good version is untouched"
@@ -241,7 +245,7 @@ def train(
         ctx, phases = begin(task, sets, session)
         try:
             _run_phases(ctx, task, phases, session, saved)
-            _check_finite(ctx.net)
+            _check_finite(ctx, task.recipe)
         except TrainingError as error:
             hint = error.hint or task.recipe.if_diverging  # who knows better says it
             raise TrainingError(error.message, hint=hint) from None

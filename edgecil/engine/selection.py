@@ -22,7 +22,6 @@ from edgecil.memory.store import Store
 from edgecil.method import Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
-from edgecil.synthesis.generator import generator_shapes
 from edgecil_runtime.images import fit_square
 
 
@@ -39,9 +38,8 @@ def dimensions(
     """
     channels = stage_channels(spec)
     early = {f"D_{number}": width for number, width in enumerate(channels, start=1)}
-    generator = generator_shapes(side if size is None else size)
-    trees = {**shapes(spec, sum(groups)), "generator": generator}
-    return Dimensions(groups, channels[-1], side, side, exemplars, trees, early)
+    trees = shapes(spec, sum(groups))
+    return Dimensions(groups, channels[-1], side, side, exemplars, trees, early, size)
 
 
 def _most(budget: Budget, sizes: Sequence[int], codec: str, side: int) -> int | None:
@@ -132,7 +130,7 @@ class _Pictures:
 
 def stored_side(images: Field, decoded: int) -> int:
     """Return the side in pixels of a stored exemplar; the declaration may leave it as decoded."""
-    side = images.shape[1]
+    side = images.axes[1]
     return side if isinstance(side, int) else decoded
 
 

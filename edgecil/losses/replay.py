@@ -45,5 +45,5 @@ def task_weights(old: int, seen: int) -> Tensor:
 
     All 1 where there are no old classes.
     """
-    share = old / seen
-    return torch.cat([torch.full((old,), share), torch.full((seen - old,), 1 - share)])
+    new = seen - old
+    return torch.cat([torch.full((old,), old / seen), torch.full((new,), new / seen)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,10 @@ Shape = tuple[int | str, ...]
 Tree = Mapping[str, tuple[int, ...]]
 """Shapes of named arrays of one dtype, such as every convolution weight of a network."""
 
+Sized = Callable[[int], Tree]
+"""From the side of the network's input in pixels to the shapes of something that is built for it.
+Two declarations are the same when these compare equal: a function, or a frozen dataclass."""
+
 IMAGES, COUNTS = "exemplars.images", "exemplars.counts"
 
 
@@ -21,8 +25,9 @@ IMAGES, COUNTS = "exemplars.images", "exemplars.counts"
 class Field:
     """One named thing that is kept.
 
-    ``shape`` holds numbers and symbols, or names a tree of :class:`Dimensions` (such as
-    ``"conv-weights"``) of which every array is stored. With ``per_increment`` there is one
+    ``shape`` holds numbers and symbols, or it is a tree of which every array is stored: the
+    name of one of :class:`Dimensions` (such as ``"conv-weights"``), or for a module of the
+    method's own what gives its shapes (:data:`Sized`). With ``per_increment`` there is one
     array (or tree) for each increment, and ``C_new``, ``C`` and ``T`` are as of that increment;
     ``first`` drops those before it, as far as there are later ones, and ``newest`` False the
     newest, where the classifier holds it.
@@ -33,7 +38,7 @@ class Field:
     """
 
     name: str
-    shape: Shape | str
+    shape: Shape | str | Sized
     why: str
     dtype: str = "F32"
     codec: str = "raw"
@@ -51,6 +56,16 @@ class Field:
         except KeyError:
             raise ValueError(f"field {self.name}: unknown dtype {self.dtype!r}") from None
 
+    @property
+    def is_tree(self) -> bool:
+        """Whether it stores the arrays of a tree, not one."""
+        return not isinstance(self.shape, tuple)
+
+    @property
+    def axes(self) -> Shape:
+        """The shape of its array; () for a tree."""
+        return self.shape if isinstance(self.shape, tuple) else ()
+
     def increments(self, count: int) -> Sequence[int | None]:
         """Return the increments it is kept for after ``count`` of them; [None] when for all."""
         if not self.per_increment:
@@ -64,7 +79,8 @@ class Dimensions:
 
     ``increments`` lists how many classes each increment added, so that uneven ones are exact.
     ``height`` and ``width`` are those of a stored exemplar, in pixels. ``extra`` holds symbols
-    that only one method uses.
+    that only one method uses. ``size`` is the side of the network's input in pixels, where it
+    is another than ``height``.
     """
 
     increments: tuple[int, ...]
@@ -74,6 +90,7 @@ class Dimensions:
     exemplars: int = 0
     trees: Mapping[str, Tree] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
+    size: int | None = None
 
     def symbols(self, increment: int | None = None) -> dict[str, int]:
         """Return the value of every symbol as of ``increment`` (1 is the base; None: the last)."""
@@ -90,6 +107,8 @@ class Dimensions:
         Raises:
             ValueError: the shape has an unknown symbol, or names an unknown tree.
         """
+        if callable(item.shape):
+            return item.shape(self.height if self.size is None else self.size)
         if isinstance(item.shape, str):
             if item.shape not in self.trees:
                 known = ", ".join(sorted(self.trees)) or "none"
@@ -122,7 +141,7 @@ def columns(fields: tuple[Field, ...]) -> tuple[Field, ...]:
     Raises:
         ValueError: a column has a codec: its rows could not be shortened.
     """
-    found = tuple(f for f in fields if f.name != IMAGES and f.shape[:1] == ("K",))
+    found = tuple(f for f in fields if f.name != IMAGES and f.axes[:1] == ("K",))
     for item in found:
         if item.codec != "raw" or item.per_increment:
             raise ValueError(f"field {item.name}: a column of exemplars must be raw, and one array")
@@ -131,4 +150,4 @@ def columns(fields: tuple[Field, ...]) -> tuple[Field, ...]:
 
 def holds_images(fields: tuple[Field, ...]) -> bool:
     """Return whether a method with these fields can reach old images: False is exemplar-free."""
-    return any(f.name == IMAGES or "K" in f.shape for f in fields if not isinstance(f.shape, str))
+    return any(f.name == IMAGES or "K" in f.axes for f in fields)

@@ -20,7 +20,7 @@ from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.dreaming import DreamOptions, draw, dream_recipe
 from edgecil.losses.classification import cross_entropy
-from edgecil.losses.replay import output_distance, weighted_cross_entropy
+from edgecil.losses.replay import output_distance, task_weights, weighted_cross_entropy
 from edgecil.method import SOFTMAX_BASE, Preset, Recipe, Term, Terms
 from edgecil.options import option
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
@@ -76,11 +76,9 @@ def head_units(options: Options, ctx: Context) -> int:
 
 def class_weights(options: Options, ctx: Context) -> Tensor:
     """Return K_o/K for old and K_n/K for new classes ``(K,)``; ones without balancing."""
-    old, new, seen = ctx.classes.old, ctx.classes.new, ctx.classes.seen
-    weights = torch.ones(seen, device=ctx.device)
-    if options.balance:
-        weights[:old], weights[old:] = old / seen, new / seen
-    return weights
+    old, seen = ctx.classes.old, ctx.classes.seen
+    weights = task_weights(old, seen) if options.balance else torch.ones(seen)
+    return weights.to(ctx.device)
 
 
 def held(options: Options, real: int) -> slice:
