@@ -18,9 +18,9 @@ def test_reconstruction_is_a_weighted_mean_over_images_of_means_over_pixels():
     weights = [0.25, 0.75, 0.6]
     total = 0.0
     for weight, row, wanted in zip(weights, logits.tolist(), images.tolist(), strict=True):
-        pairs = zip(torch.tensor(row).flatten().tolist(), torch.tensor(wanted).flatten().tolist())
         losses = []
-        for logit, value in pairs:
+        flat = (torch.tensor(part).flatten().tolist() for part in (row, wanted))
+        for logit, value in zip(*flat, strict=True):
             share = 1 / (1 + math.exp(-logit))
             losses.append(-value * math.log(share) - (1 - value) * math.log(1 - share))
         assert len(losses) == 40
