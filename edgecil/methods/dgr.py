@@ -7,7 +7,7 @@ drawn images train the next VAE in the same step; it goes on from the kept one.
 
 The published run trains the VAE with the classifier's own SGD (lr 0.1) and ends below plain
 fine-tuning. That choice of optimiser is a likely cause, and the figure no fair verdict on
-generative replay: `vae_optimizer=adam` is the usual one. The student sees drawn images normalised
+generative replay: `vae_optimiser=adam` is the usual one. The student sees drawn images normalised
 as it does all others; in the published run both networks see values in [0, 1].
 """
 
@@ -59,7 +59,7 @@ class Options:
     temperature: float = option(2.0, "T of the softened probabilities", low=0.1, high=100.0)
     vae_width: int = option(64, "channels of the VAE's first map; innermost: 8 times", low=1)
     vae_latent: int = option(1024, "dimensions of the VAE's latent space", low=1)
-    vae_optimizer: Literal["sgd", "adam"] = option(
+    vae_optimiser: Literal["sgd", "adam"] = option(
         "sgd", "of the VAE: the classifier's SGD (ABD's runs), or Adam; no weight decay",
         choices=("sgd", "adam"),
     )  # fmt: skip
@@ -76,8 +76,8 @@ class Options:
 
 def vae_optim(options: Options, classifier: Optim) -> Optim:
     """Return the VAE's optimiser: the classifier's schedule and momentum, no weight decay."""
-    lr = options.vae_lr or (classifier.lr if options.vae_optimizer == "sgd" else ADAM_LR)
-    return replace(classifier, lr=lr, weight_decay=0.0, kind=options.vae_optimizer)
+    lr = options.vae_lr or (classifier.lr if options.vae_optimiser == "sgd" else ADAM_LR)
+    return replace(classifier, lr=lr, weight_decay=0.0, kind=options.vae_optimiser)
 
 
 def kept_vae(ctx: Context) -> Any:

@@ -203,9 +203,9 @@ def test_the_optimiser_is_the_classifiers_or_adam():
     classifier = Optim(0.1, 0.9, 2e-4, schedule)
     assert vae_optim(Options(), classifier) == Optim(0.1, 0.9, 0.0, schedule)
     assert vae_optim(Options(vae_lr=0.3), classifier).lr == 0.3
-    adam = vae_optim(Options(vae_optimizer="adam"), classifier)
+    adam = vae_optim(Options(vae_optimiser="adam"), classifier)
     assert (adam.kind, adam.lr, adam.schedule) == ("adam", 1e-3, schedule)
-    ctx, _, run = started(None, (3,), vae_optimizer="adam")
+    ctx, _, run = started(None, (3,), vae_optimiser="adam")
     kinds = {type(o): o for _, o in run.optimisers._parts}
     assert set(kinds) == {torch.optim.SGD, torch.optim.Adam}
     held = {p for g in kinds[torch.optim.Adam].param_groups for p in g["params"]}
