@@ -189,7 +189,7 @@ class Recipe:
     modules: tuple[ModuleSpec, ...] = ()
     teachers: Callable[[Context], dict[str, nn.Module]] = no_teachers
     asks_lessons: bool = False
-    """True when its steps ask teachers by :func:`edgecil.lessons.lesson` alone: a plug-in may
+    """True when its steps ask teachers by :func:`edgecil.parts.lessons.lesson` alone: a plug-in may
     then put others in their place."""
     sources: tuple[Source, ...] = ()
     selection: Selection | None = None

@@ -12,8 +12,8 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from edgecil.dreaming import draw, source_of
 from edgecil.method import Term
+from edgecil.parts.dreaming import draw, source_of
 from edgecil.synthesis.statistics import batch_statistics
 from edgecil.synthesis.training import dream
 

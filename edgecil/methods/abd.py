@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
-from edgecil.dreaming import DreamOptions, draw, dream_recipe
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.replay import output_distance, task_weights, weighted_cross_entropy
 from edgecil.method import SOFTMAX_BASE, Preset, Recipe, Term, Terms
 from edgecil.options import option
+from edgecil.parts.dreaming import DreamOptions, draw, dream_recipe
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgecil.auxiliary import Auxiliary, add_auxiliary, keep_auxiliary
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS
 from edgecil.method import Recipe
 from edgecil.options import option
+from edgecil.parts.auxiliary import Auxiliary, add_auxiliary, keep_auxiliary
+from edgecil.parts.lessons import REDUCTION_HELP, REDUCTIONS
 
 PAPER = (
     "Zhou, Mai, Zhang, Xu, Wu and Davis: M2KD: Multi-model and Multi-level Knowledge "

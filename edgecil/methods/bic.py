@@ -35,8 +35,8 @@ from edgecil.method import (
 )
 from edgecil.nets.rules import CorrectedRule, Rule
 from edgecil.options import option
+from edgecil.parts.views import first_of_each
 from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
-from edgecil.views import first_of_each
 
 HELD = Field("exemplars.held_out", ("K",), "kept apart for the bias, never trained on", "BOOL")
 

@@ -15,12 +15,12 @@ import torch
 
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
-from edgecil.dreaming import DreamOptions, draw, dream_recipe
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.losses.replay import padded_distillation
 from edgecil.method import Preset, Recipe, Term, Terms
 from edgecil.options import option
+from edgecil.parts.dreaming import DreamOptions, draw, dream_recipe
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
 
 

@@ -33,8 +33,8 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.options import option
+from edgecil.parts.views import TRAINED, balanced, remember_trained
 from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
-from edgecil.views import TRAINED, balanced, remember_trained
 
 THIRDS = Schedule("step", (1 / 3, 2 / 3))
 NOISE_DECAY = 0.55

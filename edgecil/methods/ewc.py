@@ -16,7 +16,9 @@ from functools import partial
 from typing import Literal
 
 from edgecil.context import Context
-from edgecil.importance import (
+from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
+from edgecil.options import option
+from edgecil.parts.importance import (
     FIELD,
     IF_DIVERGING,
     SPRINGS,
@@ -26,8 +28,6 @@ from edgecil.importance import (
     needs_importance,
     pulled_step,
 )
-from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
-from edgecil.options import option
 
 PAPER = "Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networks, PNAS 2017"
 

@@ -30,8 +30,8 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.options import option
+from edgecil.parts.views import balanced, remember_trained
 from edgecil.settings import Optim, Schedule, Training
-from edgecil.views import balanced, remember_trained
 
 PAPER = (
     "Hou, Pan, Loy, Wang and Lin: Learning a Unified Classifier Incrementally via "

@@ -28,8 +28,8 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.options import option
+from edgecil.parts.views import half_old
 from edgecil.settings import ABD_TRAINING
-from edgecil.views import half_old
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
 from edgecil.method import Preset, Recipe
 from edgecil.options import option
+from edgecil.parts.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
 from edgecil.settings import ABD_TRAINING, ICARL_TRAINING
 
 PAPER = (

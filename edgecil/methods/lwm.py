@@ -18,12 +18,12 @@ from torch import Tensor
 
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
-from edgecil.lessons import sigmoid_base, sigmoid_terms
 from edgecil.losses.attention import attention, attention_distance
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.method import Recipe, Term, Terms, needs_head, one_phase, previous_net
 from edgecil.options import option
+from edgecil.parts.lessons import sigmoid_base, sigmoid_terms
 
 OutputsTerms = Callable[[Context, Batch, Tensor, Tensor | None], Terms]
 """``(ctx, batch, logits, taught) -> terms``: what is asked of the logits."""

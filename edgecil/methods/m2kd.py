@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edgecil.auxiliary import Auxiliary, add_auxiliary
-from edgecil.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
 from edgecil.method import Preset, Recipe
 from edgecil.options import option
+from edgecil.parts.auxiliary import Auxiliary, add_auxiliary
+from edgecil.parts.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
+from edgecil.parts.snapshots import History, add_snapshots
 from edgecil.settings import Augment, Optim, Schedule, Training
-from edgecil.snapshots import History, add_snapshots
 
 PAPER = (
     "Zhou, Mai, Zhang, Xu, Wu and Davis: M2KD: Multi-model and Multi-level Knowledge "

@@ -14,7 +14,9 @@ from functools import partial
 from typing import Literal
 
 from edgecil.context import Context
-from edgecil.importance import (
+from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
+from edgecil.options import option
+from edgecil.parts.importance import (
     FIELD,
     IF_DIVERGING,
     SPRINGS,
@@ -24,8 +26,6 @@ from edgecil.importance import (
     pulled_step,
     sensitivity,
 )
-from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
-from edgecil.options import option
 
 PAPER = (
     "Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars: Memory Aware Synapses: "

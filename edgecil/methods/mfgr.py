@@ -19,7 +19,6 @@ from torch import Tensor
 
 from edgecil.context import Classes, Context, Setup, ce_span
 from edgecil.data.images import Batch
-from edgecil.dreaming import DreamOptions, dream_recipe, source_of
 from edgecil.errors import UsageError
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import sigmoid_losses, softmax_distillation
@@ -36,6 +35,7 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.options import option
+from edgecil.parts.dreaming import DreamOptions, dream_recipe, source_of
 from edgecil.settings import Optim, Training
 from edgecil.synthesis.recording import Recording
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgecil.method import Recipe
 from edgecil.options import option
-from edgecil.snapshots import History, add_snapshots
+from edgecil.parts.snapshots import History, add_snapshots
 
 PAPER = (
     "Zhou, Mai, Zhang, Xu, Wu and Davis: M2KD: Multi-model and Multi-level Knowledge "

@@ -15,11 +15,11 @@ from edgecil.exemplars import random_ranking
 from edgecil.memory.fields import COUNTS, IMAGES, columns
 from edgecil.memory.process import peak_memory
 from edgecil.method import Phase, Recipe
-from edgecil.mnemonics import Mnemonics, candidates, modules, phases
 from edgecil.options import option
+from edgecil.parts.mnemonics import Mnemonics, candidates, modules, phases
+from edgecil.parts.weight_transfer import transferred
 from edgecil.settings import Optim
 from edgecil.units import format_bytes
-from edgecil.weight_transfer import transferred
 
 PAPER = (
     "Liu, Su, Liu, Schiele and Sun: Mnemonics Training: Multi-Class Incremental Learning "

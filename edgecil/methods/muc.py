@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from edgecil.context import Classes, Context, Setup
 from edgecil.data.images import Batch
 from edgecil.errors import UsageError
-from edgecil.importance import add, sensitivity
-from edgecil.lessons import continues
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import Field
 from edgecil.method import ModuleSpec, Phase, Recipe, Source, Step, Term, Terms
@@ -29,6 +27,8 @@ from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.net import Outputs
 from edgecil.nets.taps import forward_outputs, freeze
 from edgecil.options import option
+from edgecil.parts.importance import add, sensitivity
+from edgecil.parts.lessons import continues
 from edgecil.settings import Schedule, Training
 
 OOD, NEW, OLD = "ood", "sides", "old-sides"

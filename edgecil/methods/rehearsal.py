@@ -15,8 +15,8 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import SOFTMAX_BASE, Preset, Recipe, Selection, Term, Terms, one_phase
 from edgecil.options import option
+from edgecil.parts.views import half_old
 from edgecil.settings import ABD_TRAINING
-from edgecil.views import half_old
 
 
 @dataclass(frozen=True)

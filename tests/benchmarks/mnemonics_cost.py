@@ -28,7 +28,7 @@ from edgecil.losses.prototypes import class_prototypes, prototype_logits
 from edgecil.memory.process import peak_memory
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
-from edgecil.unrolled import Descent, checkpointed, unrolled
+from edgecil.parts.unrolled import Descent, checkpointed, unrolled
 
 CLASSES, EACH, OUTER = 10, 20, 128
 WAYS = ("idle", "prototype", "checkpointed", "unrolled")

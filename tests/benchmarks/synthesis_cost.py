@@ -27,7 +27,6 @@ import naive_abd
 import toys
 
 from edgecil.bench.runner import hardware
-from edgecil.dreaming import source_of
 from edgecil.engine.compute import Compute, pick_device
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun, Session
@@ -36,6 +35,7 @@ from edgecil.model import Model
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.rules import ArgmaxRule
+from edgecil.parts.dreaming import source_of
 from edgecil.settings import CIFAR, Augment, Training
 from edgecil.synthesis.objective import total
 from edgecil.synthesis.training import dream

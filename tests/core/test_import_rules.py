@@ -18,11 +18,9 @@ LAYERS = (
     ("edgecil._version", "edgecil.errors", "edgecil.options", "edgecil.settings", "edgecil.units"),
     ("edgecil.memory",),
     ("edgecil.data", "edgecil.nets", "edgecil.losses", "edgecil.synthesis", "edgecil.exemplars",
-     "edgecil.metrics", "edgecil.pruning", "edgecil.unrolled", "edgecil.learned_exemplars"),
+     "edgecil.metrics"),
     ("edgecil.context", "edgecil.method"),
-    ("edgecil.importance", "edgecil.views", "edgecil.mnemonics", "edgecil.weight_transfer"),
-    ("edgecil.lessons", "edgecil.ownership", "edgecil.snapshots", "edgecil.auxiliary",
-     "edgecil.dreaming"),
+    ("edgecil.parts",),
     ("edgecil.methods", "edgecil.registry", "edgecil.cards"),
     ("edgecil.manifest", "edgecil.workspace"),
     ("edgecil.model",),
@@ -108,12 +106,10 @@ def test_nothing_imports_a_higher_layer(module):
 def test_methods_import_neither_the_engine_nor_each_other():
     methods = {m: p for m, p in EVERY.items() if m.startswith("edgecil.methods.")}
     assert len(methods) >= 8
-    allowed = ("edgecil.context", "edgecil.method", "edgecil.data", "edgecil.nets",
-               "edgecil.losses", "edgecil.exemplars", "edgecil.synthesis", "edgecil.memory",
-               "edgecil.errors", "edgecil.importance", "edgecil.views", "edgecil.lessons",
-               "edgecil.snapshots", "edgecil.auxiliary", "edgecil.dreaming",
-               "edgecil.mnemonics", "edgecil.weight_transfer", "edgecil.options",
-               "edgecil.settings", "edgecil.units")  # fmt: skip
+    allowed = ("edgecil.context", "edgecil.method", "edgecil.parts", "edgecil.data",
+               "edgecil.nets", "edgecil.losses", "edgecil.exemplars", "edgecil.synthesis",
+               "edgecil.memory", "edgecil.errors", "edgecil.options", "edgecil.settings",
+               "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:
             assert any(name == a or name.startswith(a + ".") for a in allowed), f"{module}: {name}"

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgecil import registry
-from edgecil.dreaming import SOURCE, draw
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
@@ -22,6 +21,7 @@ from edgecil.errors import AdoptError, TrainingError, UsageError
 from edgecil.losses.replay import output_distance, padded_distillation, weighted_cross_entropy
 from edgecil.memory.plan import plan
 from edgecil.nets.net import NetSpec
+from edgecil.parts.dreaming import SOURCE, draw
 from edgecil.settings import CIFAR, Preprocess
 
 METHODS = ("abd", "deepinversion", "lwf-synthetic")

@@ -14,7 +14,6 @@ from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import dimensions
 from edgecil.errors import Interrupted, TrainingError, UsageError
-from edgecil.lessons import lesson
 from edgecil.memory.fields import holds_images
 from edgecil.memory.plan import plan
 from edgecil.memory.store import Store
@@ -23,9 +22,10 @@ from edgecil.model import Model
 from edgecil.nets.build import build, load_arrays, net_arrays
 from edgecil.nets.folding import conv_weights
 from edgecil.nets.net import NetSpec
-from edgecil.ownership import LABELS
+from edgecil.parts.lessons import lesson
+from edgecil.parts.ownership import LABELS
+from edgecil.parts.snapshots import FOLDED, TOLERANCE, WEIGHTS
 from edgecil.settings import Augment, Optim
-from edgecil.snapshots import FOLDED, TOLERANCE, WEIGHTS
 
 SHORT = dataclasses.replace(toys.TRAINING, epochs=1)
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -10,7 +10,6 @@ from torch import nn
 
 from edgecil import registry
 from edgecil.context import Classes
-from edgecil.dreaming import SOURCE
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
@@ -21,6 +20,7 @@ from edgecil.methods.mfgr import Options, count_of, old_share
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
 from edgecil.nets.taps import freeze
+from edgecil.parts.dreaming import SOURCE
 from edgecil.synthesis.recording import Recording
 from edgecil.synthesis.statistics import look
 

@@ -8,15 +8,16 @@ import torch
 import toys
 from torch.nn import functional as F
 
-from edgecil import mnemonics, registry
+from edgecil import registry
 from edgecil.engine import increment, state
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import exemplar_images
 from edgecil.errors import UsageError
-from edgecil.learned_exemplars import Learned, halves, to_pixels, to_values
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import COUNTS, IMAGES
+from edgecil.parts import mnemonics
+from edgecil.parts.learned_exemplars import Learned, halves, to_pixels, to_values
 from edgecil.settings import CIFAR, IMAGENET
 
 PLAIN = {"adjust": False, "finetune": 0}

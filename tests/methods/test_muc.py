@@ -14,8 +14,8 @@ from edgecil import registry
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.errors import AdoptError, DataError, Interrupted, UsageError, WorkspaceError
-from edgecil.importance import sensitivity
 from edgecil.methods import muc
+from edgecil.parts.importance import sensitivity
 from edgecil.workspace import Workspace
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgecil.pruning import as_of, free_share, full_layers, share_taken, take
+from edgecil.parts.pruning import as_of, free_share, full_layers, share_taken, take
 
 SHAPES = ((16, 3, 3, 3), (7, 5, 1, 1), (64, 64, 3, 3))
 

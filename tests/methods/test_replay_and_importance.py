@@ -12,11 +12,11 @@ from edgecil.engine import increment
 from edgecil.engine.increment import begin
 from edgecil.errors import TrainingError
 from edgecil.exemplars import interleave
-from edgecil.importance import fisher, penalty, per_image, sensitivity
 from edgecil.memory.budget import Budget
 from edgecil.methods import bic, lucir
 from edgecil.nets.rules import CorrectedRule
-from edgecil.views import balanced, first_of_each, half_old, remember_trained
+from edgecil.parts.importance import fisher, penalty, per_image, sensitivity
+from edgecil.parts.views import balanced, first_of_each, half_old, remember_trained
 
 
 def context(method, sizes, folder, **changes):

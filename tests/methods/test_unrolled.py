@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from edgecil.losses.prototypes import class_prototypes, prototype_logits
-from edgecil.unrolled import Descent, checkpointed, unrolled
+from edgecil.parts.unrolled import Descent, checkpointed, unrolled
 
 
 class Tiny(nn.Module):

@@ -6,7 +6,7 @@ import toys
 
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
-from edgecil.weight_transfer import ScaledConv, add_scales, fold_scales
+from edgecil.parts.weight_transfer import ScaledConv, add_scales, fold_scales
 
 
 def scales(net):

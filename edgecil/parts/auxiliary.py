@@ -14,7 +14,6 @@ from torch import nn
 
 from edgecil.context import Context, Setup
 from edgecil.data.images import Batch
-from edgecil.lessons import Reduction, check_host, continues, lesson, unit_weight
 from edgecil.losses.distillation import auxiliary_losses
 from edgecil.memory.fields import Field
 from edgecil.method import ModuleSpec, Phase, Recipe, Step, Term, Terms
@@ -22,7 +21,8 @@ from edgecil.nets.build import stage_channels
 from edgecil.nets.heads import LinearHead
 from edgecil.nets.net import pooled
 from edgecil.nets.taps import forward_outputs
-from edgecil.snapshots import STAGE, Snapshot
+from edgecil.parts.lessons import Reduction, check_host, continues, lesson, unit_weight
+from edgecil.parts.snapshots import STAGE, Snapshot
 
 NAME = "auxiliary"
 PARTS = ("weight", "bias")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgecil.context import Context
 from edgecil.errors import TrainingError
 from edgecil.nets.folding import conv_weights
-from edgecil.pruning import as_of, free_share, full_layers, take
+from edgecil.parts.pruning import as_of, free_share, full_layers, take
 
 LABELS = "snapshots.labels"
 NOTABLE_SHARE = 0.1

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from edgecil.context import Context, Setup
 from edgecil.errors import UsageError
-from edgecil.lessons import Lesson, check_host, continues
 from edgecil.memory.fields import Field
 from edgecil.method import ModuleSpec, Phase, Recipe
 from edgecil.nets.arithmetic import full_precision
@@ -29,7 +28,8 @@ from edgecil.nets.folding import conv_weights, folded, put_folded
 from edgecil.nets.heads import LinearHead
 from edgecil.nets.net import Net, pooled
 from edgecil.nets.taps import freeze
-from edgecil.ownership import (
+from edgecil.parts.lessons import Lesson, check_host, continues
+from edgecil.parts.ownership import (
     LABELS,
     build_owners,
     check_room,
@@ -38,7 +38,7 @@ from edgecil.ownership import (
     owner_arrays,
     prune,
 )
-from edgecil.pruning import as_of
+from edgecil.parts.pruning import as_of
 from edgecil.settings import Training
 
 STAGE = 1

@@ -1,0 +1,1 @@
+"""What several methods are composed of: lessons, snapshots, dreams, importance, learned pixels."""
