@@ -126,8 +126,10 @@ def _find(manifest: VersionManifest, name: str) -> int | None:
     return names.index(folded(name)) if folded(name) in names else None
 
 
-def forget(workspace: Workspace, what: str) -> dict[int, int]:
+def forget(workspace: Workspace, what: str, *, trial: bool = False) -> dict[int, int]:
     """Remove every kept image of a class, or one image, and return how many by version.
+
+    A ``trial`` removes nothing.
 
     ``what`` is the name of a class, or else an image file: the kept images that it gives are
     removed from every version. The class stays in the classifier, with what was computed of its
@@ -165,7 +167,8 @@ def forget(workspace: Workspace, what: str) -> dict[int, int]:
                 changes[manifest.version] = _without(manifest, kept, gone, subject)
         if not changes:
             raise DataError(f"no version keeps an image of {what}")
-        workspace.amend(changes)
+        if not trial:
+            workspace.amend(changes)
         return counts
 
 

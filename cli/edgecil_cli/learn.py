@@ -258,9 +258,13 @@ def _learn(
         raise Interrupted(error.message, hint=again) from None
     except KeyboardInterrupt:
         waits = (place.run / "request.json").exists()
-        message = "stopped at once; "
-        message += "the run goes on from where it was last saved" if waits else "nothing was saved"
-        raise Interrupted(message, hint=again if waits else None) from None
+        if waits:
+            message = "stopped at once; the run goes on from where it was last saved"
+            raise Interrupted(message, hint=again) from None
+        raise Interrupted(
+            "stopped before training began: there is nothing to resume",
+            hint="the same command starts again",
+        ) from None
     if stop.wanted:
         output.note(f"the stop came after the last step: version {result.manifest.version} is made")
     path = result.path.absolute()

@@ -49,9 +49,9 @@ def complete_class(incomplete: str) -> list[str]:
 YesOption = Annotated[bool, flag("--yes", "Do it: it cannot be undone.")]
 
 
-def _sure(yes: bool, command: str) -> None:
+def _sure(yes: bool, command: str, what: str = "") -> None:
     if not yes:
-        raise UsageError("this cannot be undone", hint=f"{command} --yes")
+        raise UsageError(f"{what or 'this '}cannot be undone", hint=f"{command} --yes")
 
 
 def gc(
@@ -109,18 +109,20 @@ def forget(
 ) -> None:
     """Remove kept images of a class, or one image."""
     output = Output("forget", as_json=as_json, quiet=quiet)
-    _sure(yes, f"edgecil forget {shlex.quote(what)}")
     from edgecil import upkeep
 
     place = Workspace.find(workspace)
-    counts = upkeep.forget(place, what)
+    counts = upkeep.forget(place, what, trial=not yes)
+    images = count(sum(counts.values()), "kept image")
+    removes = f"it removes {images} from versions {', '.join(map(str, counts))}, and "
+    _sure(yes, f"edgecil forget {shlex.quote(what)}", removes)
     records = {number: place.manifest(number).forgotten[-1] for number in counts}
     answer = {"versions": [{"version": n, **record} for n, record in records.items()]}
     output.result(answer, value_only=str(sum(counts.values())))
     if not output.for_people:
         return
-    for number, images in counts.items():
-        output.print(f"version {number}: {count(images, 'kept image')} removed")
+    for number, removed in counts.items():
+        output.print(f"version {number}: {count(removed, 'kept image')} removed")
     output.note(
         "weights and class means that were learned from them stay; so do your own files, "
         "backups and exported bundles"

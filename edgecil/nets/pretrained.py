@@ -118,10 +118,10 @@ def _check(module: nn.Module, arch: str, mapped: Mapping[str, Tensor], source: s
     found = {name: tuple(value.shape) for name, value in mapped.items()}
     problems = mismatches(module, found)
     if problems:
-        raise UsageError(
-            f"{source} does not fit {arch}; " + "; ".join([*problems, *_nearest(module, found)]),
-            hint=_fitting(found),
-        )
+        lines = [*problems, *_nearest(module, found)]
+        # Nobody's file has our prefix.
+        listed = "".join(f"\n  {line.replace('backbone.', '')}" for line in lines)
+        raise UsageError(f"{source} does not fit {arch}:{listed}", hint=_fitting(found))
     broken = [n for n, v in mapped.items() if not v.is_floating_point() or not v.isfinite().all()]
     if broken:
         raise DataError(f"{source} has arrays that are not finite floats: {', '.join(broken[:5])}")

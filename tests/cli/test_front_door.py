@@ -71,7 +71,7 @@ def test_init_shows_what_it_took_over_and_what_comes_next(edgecil, delivered, tm
     ("arguments", "problem"),
     [([], "missing option"), (["--preset", "imagenet", "--arch", "resnet81"], "unknown arch"),
      (["--arch", "resnet18"], "--mean, --std, --image-size missing"),
-     (["--preset", "imagenet", "--arch", "resnet18"], "does not fit resnet18; missing: ")],
+     (["--preset", "imagenet", "--arch", "resnet18"], "does not fit resnet18:")],
 )  # fmt: skip
 def test_init_refuses_with_one_line_and_a_hint(ask, delivered, tmp_path, arguments, problem):
     files = ["--weights", delivered / "base.pt", "--classes", delivered / "labels.txt"]
@@ -101,6 +101,7 @@ def test_forget_needs_a_word_and_records_what_it_did(ask, own, known):
     name = ask("status", "--workspace", known) and Workspace(known).manifest().names[0]
     refused = ask("forget", name, "--workspace", own)
     assert refused.code == 2 and "cannot be undone" in refused.err and "--yes" in refused.err
+    assert "from versions 1, 2" in refused.err.replace("\n", " ")
     done = ask("forget", name, "--yes", "--workspace", own, "--json").json["result"]["versions"]
     assert {v["version"] for v in done} == {1, 2}
     assert all(v["what"] == f"class {name}" and v["images"] > 0 and v["by"] for v in done)

@@ -218,8 +218,8 @@ def test_other_names_are_listed_with_the_nearest(delivered, tmp_path):
     with pytest.raises(UsageError) as caught:
         api.init(**{**given, "weights": tmp_path / "other.pt"}, **LOOK, workspace=tmp_path / "w")
     message = caught.value.message
-    assert "missing: backbone.layer1.0.conv1.weight" in message and "unexpected: " in message
-    assert "nearest: stages_1.0.conv1.weight for backbone.layer1.0.conv1.weight?" in message
+    assert "\n  missing: layer1.0.conv1.weight" in message and "unexpected: " in message
+    assert "nearest: stages_1.0.conv1.weight for layer1.0.conv1.weight?" in message
     assert not (tmp_path / "w").exists()
 
 
