@@ -13,7 +13,7 @@ import toys
 from edgecil.engine import compute as computing
 from edgecil.engine import loop, state
 from edgecil.engine.compute import Compute, pick_device, pick_threads, time_precision
-from edgecil.engine.increment import begin
+from edgecil.engine.increment import begin, train
 from edgecil.engine.loop import PhaseRun
 from edgecil.errors import Interrupted, TrainingError, UsageError, WorkspaceError
 from edgecil.method import Phase, Term
@@ -45,9 +45,20 @@ def phase_run(steps=PLAIN, session=None, **changes):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_term_that_is_not_finite_is_named_with_its_phase(value):
     run = phase_run(step({"good": 1.0, "rotten": value}))
-    with pytest.raises(TrainingError, match=r"'rotten' became .* in phase 'stage'") as caught:
+    with pytest.raises(TrainingError, match=r"'rotten' became .* in phase 'stage'"):
         run.run()
-    assert "--lr" in caught.value.hint
+
+
+def test_what_helps_is_said_by_the_method():
+    given = toys.task("finetune", (2,))
+    rotten = Phase("stage", step({"rotten": float("nan")}), Training(2, 4))
+    recipe = dataclasses.replace(given.recipe, phases=lambda setup: (rotten,))
+    for hint in (recipe.if_diverging, "a smaller --set strength"):
+        task = dataclasses.replace(given, recipe=dataclasses.replace(recipe, if_diverging=hint))
+        with pytest.raises(TrainingError, match="'rotten' became nan") as caught:
+            train(task, toys.sets_of(task, toys.image_set(range(2), 6)), toys.session())
+        assert caught.value.hint == hint
+    assert "--lr" in recipe.if_diverging
 
 
 def test_terms_are_reported_as_means_since_the_last_event_and_unweighted():
