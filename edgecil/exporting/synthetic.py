@@ -33,16 +33,26 @@ class Synthetic:
     steps: int = 200
     seed: int = 0
 
-    def make(self, net: Net, preprocess: Preprocess, say: Callable[[str], None]) -> SyntheticImages:
-        """Return the images; ``say`` is told when they had to be made again.
+    def make(
+        self,
+        net: Net,
+        preprocess: Preprocess,
+        told: Callable[[int, int], None] = lambda done, total: None,
+    ) -> SyntheticImages:
+        """Return the images; ``told(done, total)`` hears of the steps.
+
+        What they show does not matter, and whether it is one class or many: activations have the
+        statistics that batch norms have seen, and that is what ranges are about.
 
         Raises:
             AdoptError: the network has no batch-norm statistics.
-            TrainingError: all images show one class, or a loss became NaN.
+            TrainingError: a loss became NaN.
         """
         from edgecil.synthesis.dreams import synthesise
 
-        made = synthesise(net, preprocess, self.images, self.steps, self.seed, say=say).numpy()
+        made = synthesise(
+            net, preprocess, self.images, self.steps, self.seed, varied=False, told=told
+        ).numpy()
         # Calibration takes the centre of stored images: the border is never looked at.
         before = (preprocess.resize - preprocess.size) // 2
         after = preprocess.resize - preprocess.size - before

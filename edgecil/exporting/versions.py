@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from edgecil._version import __version__
 from edgecil.data.images import ImageSet
-from edgecil.engine.events import Listener, Note, Stage, ignore
+from edgecil.engine.events import Listener, Stage, ignore
 from edgecil.errors import EdgecilError, UsageError, VerificationError
 from edgecil.exporting.calibrate import as_array, calibrate
 from edgecil.exporting.child import run_child
@@ -187,9 +187,12 @@ def _made(task: Task, calibration: Images | Synthetic | None, listener: Listener
         return calibration
     if task.precision != "int8":
         return None
-    listener(Stage("making synthetic images"))
+    text = "making synthetic images"
+    listener(Stage(text))
     with task.stage("synthesise"):
-        return calibration.make(task.net, task.preprocess, lambda text: listener(Note(text)))
+        return calibration.make(
+            task.net, task.preprocess, lambda done, total: listener(Stage(text, done, total))
+        )
 
 
 def _int8_graph(previous: bundle.Bundle | None) -> ModelProto | None:

@@ -37,13 +37,16 @@ def synthesise(
     source: Literal["pixels", "generator"] = "pixels",
     batch: int = 64,
     objective: Objective | None = None,
+    varied: bool = True,
     say: Callable[[str], None] = _silent,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """Return ``count`` synthetic images, uint8 ``(count, S, S, 3)`` on the CPU.
 
     ``net`` is not changed, and computes where it is; the result depends on the arguments alone.
-    ``steps`` are those of each batch of pixels, or of the generator. Images that are all taken
-    for one class are made again, up to three times in all, and ``say`` is told.
+    ``steps`` are those of each batch of pixels, or of the generator; ``told(done, total)`` hears
+    of them. Images that shall be ``varied`` and are all taken for one class are made again, up to
+    three times in all, and ``say`` is told.
 
     Raises:
         AdoptError: the network has no batch-norm statistics.
@@ -64,7 +67,7 @@ def synthesise(
             length = made.total_steps
         else:
             made, length = Generator(preprocess.size).to(device), steps
-        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, RATES[source]))
+        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, RATES[source]), told)
         with torch.no_grad():
             images = made.all() if isinstance(made, Pixels) else _drawn(made, count, batch)
 
@@ -76,7 +79,7 @@ def synthesise(
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         attempt(1)
-        if count > 1:
+        if count > 1 and varied:
             insist(counts, attempt, ATTEMPTS, say)
     return to_pixels(images, preprocess).cpu()
 

@@ -16,7 +16,7 @@ from edgecil.synthesis.statistics import Seen, look
 
 LOOKED_AT = 256
 """Images that are classified to see whether more than one class is shown."""
-CHECKED_EVERY = 50
+CHECKED_EVERY = 10
 """Steps between two checks for NaN: reading a value back waits for the device."""
 
 
@@ -80,9 +80,16 @@ class Schedule:
 
 
 def fit(
-    source: Source, net: nn.Module, objective: Objective, classes: int, schedule: Schedule
+    source: Source,
+    net: nn.Module,
+    objective: Objective,
+    classes: int,
+    schedule: Schedule,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Train ``source`` in place from the global random numbers.
+
+    ``told(done, total)`` hears of the steps from time to time.
 
     Raises:
         TrainingError: a loss became NaN or infinite.
@@ -96,6 +103,7 @@ def fit(
         total(losses).backward()  # type: ignore[no-untyped-call]
         adam.step()
         if step % CHECKED_EVERY == 0 or step + 1 == schedule.steps:
+            told(step + 1, schedule.steps)
             for name, loss in losses.items():
                 value = float(loss.value.detach())
                 if not math.isfinite(value):
