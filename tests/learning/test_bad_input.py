@@ -309,7 +309,7 @@ class TestAdoption:
             ("lwm", "rehearsal", "exemplars"),
             ("lwf-mc", "lwf", "softmax outputs"),
             ("lwm", "lwf", "softmax outputs"),
-            ("finetune", "lwm", "sigmoid outputs"),
+            ("finetune", "lwf-mc", "sigmoid outputs"),
             ("finetune", "ncm", "means"),
             ("finetune", "joint", "exemplars"),
             ("rehearsal", "joint", "only copies"),
