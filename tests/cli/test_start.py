@@ -94,4 +94,5 @@ def test_the_shell_gets_completions_without_torch(light):
     done = light(
         _EDGECIL_COMPLETE="complete_bash", COMP_WORDS="edgecil learn --method lw", COMP_CWORD="3"
     )
-    assert done.stdout.split() == ["lwf", "lwf-coreset", "lwf-mc", "lwf-synthetic", "lwm"], done.stderr
+    known = ["lwf", "lwf-coreset", "lwf-mc", "lwf-synthetic", "lwm"]
+    assert done.stdout.split() == known, done.stderr
