@@ -146,7 +146,11 @@ def test_every_method_continues_or_says_why_not_before_training(softmax, folders
         if info.kind != "method":
             continue
         try:
-            api.plan(folders[0], workspace=root, method=name, epochs=1)
+            # A plan takes the time of a few steps; those of synthesis are long.
+            options = toys.small(name)
+            api.plan(
+                folders[0], workspace=root, method=name, epochs=1, batch_size=4, options=options
+            )
             able.add(name)
         except AdoptError as error:
             assert "from version 1 (foreign): " in error.message
