@@ -23,6 +23,11 @@ from edgecil.settings import CIFAR, Augment, Optim, Training
 
 SIDE = 32
 
+# Every method by itself, and the plug-ins on a host or two each.
+METHODS = [name for name, info in registry.methods().items() if info.kind == "method"]
+METHODS += ["lwf-mc+aux", "lwf-mc+mmd", "icarl+aux", "icarl+m2kd", "lwf+muc", "mas+muc"]
+METHODS += ["icarl+mfgr", "icarl+mnemonics", "bic+mnemonics:mode=prototype:weight_transfer=on"]
+
 
 def pixels_of(label: int, count: int, seed: int = 0) -> np.ndarray:
     """Return uint8 images ``(count, 32, 32, 3)``: a coloured square at a place, and noise."""
@@ -49,6 +54,12 @@ def write_folder(root, labels, count: int = 12, seed: int = 0, suffix: str = ".p
         for number, image in enumerate(pixels_of(label, count, seed)):
             Image.fromarray(image).save(folder / f"{number:03d}{suffix}")
     return root
+
+
+def equal(left, right) -> bool:
+    """Return whether two networks are equal to the bit."""
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def session(**changes) -> Session:

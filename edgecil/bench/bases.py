@@ -37,7 +37,7 @@ def key(request: LearnRequest) -> str | None:
         return None
     # What is left out acts when the phase is over: on what is kept, and how.
     free = ("method", "options", "preset", "codec", "memory_budget", "exemplars_per_class",
-            "exemplars_total", "new_data")  # fmt: skip
+            "exemplars_total", "exemplar_size", "new_data")  # fmt: skip
     settings = {k: v for k, v in asdict(request).items() if k not in free}
     settings["threads"] = torch.get_num_threads()
     settings["base"] = recipe.base, recipe.head_kind, recipe.head_width

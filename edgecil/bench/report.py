@@ -9,7 +9,7 @@ from edgecil.bench import plots, results
 from edgecil.bench.protocol import protocols
 from edgecil.bench.results import Result
 from edgecil.errors import DataError
-from edgecil.reporting.plot import plot_memory
+from edgecil.reporting.plot import draw_memory
 
 TABLE = "table.md"
 
@@ -42,5 +42,5 @@ def write(folder: Path) -> Report:
     drawn = []
     for suffix in plots.FORMATS:
         drawn.append(plots.learning_curves(curves, folder / f"accuracy{suffix}"))
-        drawn.append(plot_memory(folder, folder / f"memory{suffix}").path)
+        drawn.append(draw_memory(found, folder / f"memory{suffix}").path)
     return Report(found, (table, *drawn))

@@ -22,7 +22,7 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.replay import output_distance, task_weights, weighted_cross_entropy
 from edgecil.method import SOFTMAX_BASE, Preset, Recipe, Term, Terms
 from edgecil.options import option
-from edgecil.parts.dreaming import DreamOptions, draw, dream_recipe
+from edgecil.parts.dreaming import RELEASED, DreamOptions, dream_recipe, with_drawn
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
 
 
@@ -94,7 +94,7 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
         logits = ctx.net(batch.images).logits
         return {"classification": Term(cross_entropy(logits, batch.labels, slice(0, units)))}
     real, old = len(batch.labels), ctx.classes.old
-    images = torch.cat([batch.images, draw(ctx, real)])
+    images = with_drawn(ctx, batch.images)
     rows = held(options, real)
     # Real images are shown to the teacher only where a loss wants to know.
     taught = ctx.teach("previous", images[rows.start :]).logits[:, :old]
@@ -135,10 +135,7 @@ PRESETS: Mapping[str, Preset] = {
     # which starts anew here.
     "abd-released": Preset(
         ABD_TRAINING,
-        options={
-            "synthesis_steps": 10_000, "entropy": "share", "warm_start": True,
-            "units": "all", "ce_share": True, "bn_passes": 2,
-        },
+        options={**RELEASED, "units": "all", "ce_share": True, "bn_passes": 2},
         arch="resnet32",
         head_width=100,
         augment=ABD_AUGMENT,

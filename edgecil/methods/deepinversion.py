@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
@@ -20,7 +18,7 @@ from edgecil.losses.distillation import softmax_distillation
 from edgecil.losses.replay import padded_distillation
 from edgecil.method import Preset, Recipe, Term, Terms
 from edgecil.options import option
-from edgecil.parts.dreaming import DreamOptions, draw, dream_recipe
+from edgecil.parts.dreaming import RELEASED, DreamOptions, dream_recipe, with_drawn
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
 
 
@@ -43,7 +41,7 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
         logits = ctx.net(batch.images).logits
         return {"classification": Term(cross_entropy(logits, batch.labels, span))}
     real, old = len(batch.labels), ctx.classes.old
-    images = torch.cat([batch.images, draw(ctx, real)])
+    images = with_drawn(ctx, batch.images)
     taught = ctx.teach("previous", images).logits[:, :old]
     logits = ctx.net(images).logits[:, span]
     if options.real_units == "seen":
@@ -71,10 +69,7 @@ PRESETS: Mapping[str, Preset] = {
     "abd": Preset(ABD_TRAINING, arch="resnet32"),
     "abd-released": Preset(
         ABD_TRAINING,
-        options={
-            "synthesis_steps": 10_000, "entropy": "share", "warm_start": True,
-            "real_units": "old",
-        },
+        options={**RELEASED, "real_units": "old"},
         arch="resnet32",
         augment=ABD_AUGMENT,
     ),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgecil.context import Context, Setup
 from edgecil.data.images import Batch
+from edgecil.data.pixels import from_unit, to_unit
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.losses.replay import task_weights, weighted_cross_entropy
 from edgecil.losses.vae import latent_divergence, reconstruction
@@ -38,10 +39,10 @@ from edgecil.method import (
     Terms,
     needs_head,
 )
+from edgecil.nets.build import net_arrays
 from edgecil.nets.taps import freeze
 from edgecil.options import option
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING, Optim
-from edgecil.synthesis.pixels import from_unit, to_unit
 from edgecil.synthesis.vae import VaeSpec
 
 VAE = "vae"
@@ -147,8 +148,7 @@ def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
 
 def keep(ctx: Context) -> None:
     """Keep the VAE."""
-    state = ctx.modules[VAE].state_dict()
-    ctx.keeps.write(VAE, {name: value.cpu().numpy() for name, value in state.items()})
+    ctx.keeps.write(VAE, net_arrays(ctx.modules[VAE]))
 
 
 def adopt(origin: Origin) -> str | None:

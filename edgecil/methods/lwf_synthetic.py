@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.method import Preset, Recipe, Term, Terms
 from edgecil.options import option
-from edgecil.parts.dreaming import DreamOptions, draw, dream_recipe
+from edgecil.parts.dreaming import RELEASED, DreamOptions, dream_recipe, with_drawn
 from edgecil.settings import ABD_AUGMENT, ABD_TRAINING
 
 
@@ -40,7 +38,7 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
         logits = ctx.net(batch.images).logits
         return {"classification": Term(cross_entropy(logits, batch.labels, span))}
     real, old = len(batch.labels), ctx.classes.old
-    images = torch.cat([batch.images, draw(ctx, real)])
+    images = with_drawn(ctx, batch.images)
     taught = ctx.teach("previous", images).logits[:, :old]
     logits = ctx.net(images).logits
     distilled = softmax_distillation(taught, logits[:, :old], options.temperature)
@@ -60,10 +58,7 @@ PRESETS: Mapping[str, Preset] = {
     # The released scripts weigh the distillation by 0.1.
     "abd-released": Preset(
         ABD_TRAINING,
-        options={
-            "synthesis_steps": 10_000, "entropy": "share", "warm_start": True,
-            "kd_weight": 0.1,
-        },
+        options={**RELEASED, "kd_weight": 0.1},
         arch="resnet32",
         augment=ABD_AUGMENT,
     ),

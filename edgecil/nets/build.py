@@ -132,11 +132,16 @@ def net_arrays(net: nn.Module) -> dict[str, NDArray[Any]]:
     return {name: np.array(t.cpu().numpy(), order="C") for name, t in _stored(net).items()}
 
 
+def array_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what :func:`net_arrays` gives; ``net`` may be on the meta device."""
+    return {name: tuple(t.shape) for name, t in _stored(net).items()}
+
+
 def mismatches(
     net: nn.Module, shapes_found: Mapping[str, tuple[int, ...]], limit: int = 5
 ) -> list[str]:
     """Return what keeps arrays of these shapes from filling ``net``, at most ``limit`` a kind."""
-    wanted = {name: tuple(t.shape) for name, t in _stored(net).items()}
+    wanted = array_shapes(net)
     wrong = [n for n in wanted if n in shapes_found and shapes_found[n] != wanted[n]]
     kinds = {
         "missing": [n for n in wanted if n not in shapes_found],

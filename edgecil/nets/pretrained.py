@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecil.errors import DataError, DependencyMissing, UsageError
-from edgecil.nets.build import architectures, fill, mismatches, net_arrays, shapes
+from edgecil.nets.build import architectures, array_shapes, fill, mismatches, shapes
 from edgecil.nets.mobile import TRUNKS
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.packages import torchvision_models
@@ -129,7 +129,7 @@ def _check(module: nn.Module, arch: str, mapped: Mapping[str, Tensor], source: s
 
 def _nearest(module: nn.Module, found: Mapping[str, Shape], limit: int = 3) -> list[str]:
     """Return which left-over arrays look like missing ones: the same shape, nearest name."""
-    wanted = {name: tuple(value.shape) for name, value in net_arrays(module).items()}
+    wanted = array_shapes(module)
     left = [name for name in found if name not in wanted]
     pairs = []
     for name in [n for n in wanted if n not in found][:limit]:

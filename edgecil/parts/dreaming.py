@@ -6,6 +6,7 @@ the increment: nothing is kept. A warm start keeps the generator, in a declared 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from edgecil.method import (
     needs_head,
     previous_net,
 )
+from edgecil.nets.build import load_arrays, net_arrays
 from edgecil.options import option
 from edgecil.settings import Optim, Schedule, Training
 from edgecil.synthesis import training as synthesis
@@ -42,6 +44,10 @@ PHASE = "synthesis"
 ATTEMPTS = 3
 POOL = 8
 """Batches of images that direct optimisation makes."""
+RELEASED: Mapping[str, Any] = {
+    "synthesis_steps": 10_000, "entropy": "share", "warm_start": True,
+}  # fmt: skip
+"""Options of the synthesis in ABD's released code, which its baselines share."""
 FIELD = Field(SOURCE, generator_shapes, "generator of old images, trained on in the next increment")
 
 
@@ -107,8 +113,7 @@ def build_source(options: DreamOptions, ctx: Context) -> nn.Module:
         return nn.Module()
     source = _new_source(options, ctx, SOURCE)
     if options.warm_start and SOURCE in ctx.kept:
-        kept = {n: torch.from_numpy(a) for n, a in ctx.kept.read(SOURCE).items()}
-        source.load_state_dict(kept, strict=False)
+        load_arrays(source, ctx.kept.read(SOURCE))
     return source
 
 
@@ -123,6 +128,11 @@ def draw(ctx: Context, count: int) -> Tensor:
     with torch.no_grad():
         images: Tensor = source.draw(count, skip=ctx.offset)
     return images.float().contiguous(memory_format=torch.channels_last)
+
+
+def with_drawn(ctx: Context, images: Tensor) -> Tensor:
+    """Return ``images`` ``(N, 3, S, S)`` and as many synthetic ones after them: one forward."""
+    return torch.cat([images, draw(ctx, len(images))])
 
 
 def synthesis_step(
@@ -186,9 +196,7 @@ def begin(ctx: Context) -> None:
 
 
 def _keep(ctx: Context) -> None:
-    state = source_of(ctx).state_dict()
-    names = [name for name in state if not name.endswith("num_batches_tracked")]
-    ctx.keeps.write(SOURCE, {name: state[name].cpu().numpy() for name in names})
+    ctx.keeps.write(SOURCE, net_arrays(source_of(ctx)))
 
 
 def dream_recipe(

@@ -11,26 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecil.data.images import ImageSet
+from edgecil.data.pixels import limits, to_pixels
 from edgecil.settings import Preprocess
-
-
-def _statistics(preprocess: Preprocess, device: torch.device) -> tuple[Tensor, Tensor]:
-    both = (torch.tensor(v, device=device) for v in (preprocess.mean, preprocess.std))
-    mean, std = (v[:, None, None] for v in both)
-    return mean, std
-
-
-def to_values(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Return the network's input float32 ``(N, 3, R, R)`` of uint8 ``pixels`` ``(N, R, R, 3)``."""
-    mean, std = _statistics(preprocess, pixels.device)
-    return ((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
-
-
-def to_pixels(values: Tensor, preprocess: Preprocess) -> Tensor:
-    """Return uint8 pixels ``(N, R, R, 3)``: clamped to [0, 255] and rounded."""
-    mean, std = _statistics(preprocess, values.device)
-    pixels = ((values.detach() * std + mean) * 255).round().clamp(0, 255)
-    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def halves(labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +65,7 @@ class Learned(nn.Module):
     @torch.no_grad()
     def project(self, preprocess: Preprocess) -> None:
         """Move values that no pixel can have to the nearest one that a pixel can have."""
-        mean, std = _statistics(preprocess, self.values.device)
-        self.values.copy_(self.values.maximum(-mean / std).minimum((1 - mean) / std))
+        self.values.clamp_(*limits(preprocess, self.values.device))
 
     def images(self, preprocess: Preprocess) -> ImageSet:
         """Return the images as they would be stored by a codec without loss."""

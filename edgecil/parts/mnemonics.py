@@ -17,11 +17,12 @@ from torch.func import functional_call
 
 from edgecil.context import Candidates, Context, Setup
 from edgecil.data.images import Batch, ImageSet, concat
+from edgecil.data.pixels import to_pixels, to_values
 from edgecil.losses.classification import binary_cross_entropy, cross_entropy, one_hot
 from edgecil.losses.prototypes import class_prototypes, prototype_logits
 from edgecil.method import ModuleSpec, Phase, Term, Terms
 from edgecil.nets.arithmetic import full_precision
-from edgecil.parts.learned_exemplars import Learned, halves, to_pixels, to_values
+from edgecil.parts.learned_exemplars import Learned, halves
 from edgecil.parts.unrolled import Descent, Weights, checkpointed
 from edgecil.settings import Optim, Schedule, Training
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecil.bench.results import ORACLE, Summary, summaries
+from edgecil.bench.results import ORACLE, Result, Summary, summaries
 from edgecil.errors import DataError, UsageError
 from edgecil.reporting.labels import SIZE, label
 from edgecil.reporting.measured import read_results
@@ -69,20 +69,29 @@ def _point(row: Summary) -> Point:
 def plot_memory(results: Path, target: Path) -> MemoryPlot:
     """Return the figure of a folder of ``bench`` results, written to ``target``.
 
+    Raises:
+        UsageError: ``target`` is neither a PNG nor an SVG file.
+        DataError: there are no results, or they are of several protocols.
+    """
+    return draw_memory(read_results(results), target)
+
+
+def draw_memory(found: Sequence[Result], target: Path) -> MemoryPlot:
+    """Return the figure of ``found``, written to ``target``.
+
     Each method's average accuracy over the increments stands over the bytes that it keeps after
     the last one; on a logarithmic axis, beside which zero has a place of its own.
 
     Raises:
         UsageError: ``target`` is neither a PNG nor an SVG file.
-        DataError: there are no results, or they are of several protocols.
+        DataError: the results are of several protocols.
     """
     if target.suffix.lower() not in FORMATS:
         raise UsageError(f"{target}: the figure is a .png or an .svg file")
-    found = read_results(results)
     protocols = {(r["protocol"], tuple(r["classes"])) for r in found}
     if len(protocols) > 1:
         named = ", ".join(sorted({name for name, _ in protocols}))
-        raise DataError(f"{results}: results of different protocols ({named}) share no axis")
+        raise DataError(f"results of different protocols ({named}) share no axis")
     ((protocol, classes),) = protocols
     figure = MemoryPlot(target, protocol, classes[-1], tuple(map(_point, summaries(found))))
     _draw(figure)

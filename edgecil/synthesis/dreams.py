@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgecil.data.pixels import to_pixels
 from edgecil.data.streams import stream_seed
 from edgecil.nets.net import Net
 from edgecil.nets.taps import freeze
 from edgecil.settings import Preprocess
 from edgecil.synthesis.generator import Generator
 from edgecil.synthesis.objective import Inversion
-from edgecil.synthesis.pixels import Pixels, to_pixels
+from edgecil.synthesis.pixels import Pixels
 from edgecil.synthesis.statistics import check_statistics
 from edgecil.synthesis.training import Objective, Schedule, fit, insist
 

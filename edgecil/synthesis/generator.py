@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgecil.nets.build import array_shapes
+
 LATENT = 1000
 CONV_EPS = 0.8
 """eps of the batch norms behind convolutions: in ABD's and MFGR's code a decay once meant for
@@ -84,6 +86,4 @@ class Generator(nn.Module):
 def generator_shapes(size: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of everything that a generator for images of ``size`` consists of."""
     with torch.device("meta"):
-        state = Generator(size).state_dict()
-    names = [name for name in state if not name.endswith("num_batches_tracked")]
-    return {name: tuple(state[name].shape) for name in names}
+        return array_shapes(Generator(size))

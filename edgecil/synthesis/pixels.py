@@ -5,38 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgecil.data.pixels import limits
 from edgecil.settings import Preprocess
 
 JITTER = 2
 """How far an image is rolled at random before each look, in pixels at most (DeepInversion)."""
-
-
-def limits(preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Return the normalised values ``(3, 1, 1)`` of black and of white."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    return -mean / std, (1 - mean) / std
-
-
-def to_unit(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """Return images in [0, 1] of normalised ones ``(N, 3, S, S)``, clamped."""
-    low, high = (value.to(images.device) for value in limits(preprocess))
-    return ((images.float() - low) / (high - low)).clamp(0, 1)
-
-
-def from_unit(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """Return normalised images of ones in [0, 1] ``(N, 3, S, S)``."""
-    low, high = (value.to(images.device) for value in limits(preprocess))
-    return low + images * (high - low)
-
-
-def to_pixels(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """Return uint8 ``(N, S, S, 3)`` of normalised images ``(N, 3, S, S)``, clamped and rounded."""
-    mean, std = (
-        torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        for v in (preprocess.mean, preprocess.std)
-    )
-    values = (images.float() * std + mean) * 255
-    return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 class Pixels(nn.Module):

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgecil.nets.build import array_shapes
+
 LARGEST_MAP = 6
 """Side of the smallest map at most: larger images are halved more than three times."""
 
@@ -46,8 +48,7 @@ class VaeSpec:
     def __call__(self, size: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of everything that a VAE for images of ``size`` consists of."""
         with torch.device("meta"):
-            state = Vae(self, size).state_dict()
-        return {name: tuple(value.shape) for name, value in state.items()}
+            return array_shapes(Vae(self, size))
 
 
 class Vae(nn.Module):

@@ -7,7 +7,6 @@ import pytest
 import torch
 import toys
 
-from edgecil import registry
 from edgecil.data.loader import Loader
 from edgecil.data.streams import streams
 from edgecil.engine import increment, state
@@ -21,11 +20,8 @@ from edgecil.memory.fields import holds_images
 from edgecil.memory.plan import plan
 from edgecil.nets.net import NetSpec
 
-METHODS = [name for name, info in registry.methods().items() if info.kind == "method"]
-METHODS += ["lwf-mc+aux", "lwf-mc+mmd", "icarl+aux", "icarl+m2kd", "lwf+muc", "mas+muc"]
-METHODS += ["icarl+mfgr", "icarl+mnemonics", "bic+mnemonics:mode=prototype:weight_transfer=on"]
 SIZES = (3, 1, 2)  # uneven, with an increment of one class
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", toys.METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +35,6 @@ def learned(tmp_path_factory):
         return made[method]
 
     return get
-
-
-def equal(left, right):
-    """Return whether two networks are equal to the bit."""
-    a, b = left.state_dict(), right.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def started(method, learned, number):
@@ -168,10 +158,10 @@ def test_without_a_field_for_images_old_images_are_out_of_reach(method, learned)
 @every_method
 def test_same_seed_same_result_and_another_seed_another(method, tmp_path):
     first, again = (toys.learn(method, (2, 1), tmp_path / n, count=6)[-1] for n in "ab")
-    assert equal(first.model.net, again.model.net)
+    assert toys.equal(first.model.net, again.model.net)
     assert first.model.kept.encode() == again.model.kept.encode() or method == "joint"
     other = toys.learn(method, (2, 1), tmp_path / "c", count=6, seed=1)[-1]
-    assert not equal(first.model.net, other.model.net)
+    assert not toys.equal(first.model.net, other.model.net)
 
 
 @every_method
@@ -207,61 +197,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(method, stop_at, learned, 
             phase.prepare(ctx)
             polls += PhaseRun(ctx, phase, index, session).steps - 1
         assert stop_at > polls, "the run was long enough to be interrupted"
-    assert equal(outcome.model.net, reference[1].model.net)
+    assert toys.equal(outcome.model.net, reference[1].model.net)
     for name, value in outcome.model.rule.arrays().items():
         assert np.array_equal(value, reference[1].model.rule.arrays()[name])
-
-
-# Options that act where toys do not come to, and have tests of their own.
-ELSEWHERE = {
-    "collapse": "when all synthetic images show one class: tests/methods/test_abd.py",
-}
-
-
-BESIDE = {("mas", "steady"): {"strength": 3.0}}
-"""Options of a host that matter only beside another value of a second one."""
-
-
-def every_option():
-    """Yield a test parameter for each option of each method."""
-    for method in (m for m in METHODS if ":" not in m):
-        for part in registry.option_fields(method).values():
-            for field in (f for f in part if not f.metadata["path"] and f.name not in ELSEWHERE):
-                yield pytest.param(method, field, id=f"{method}-{field.name}")
-
-
-def other_values(field):
-    """Return values of an option that are not its default, the likelier to matter first."""
-    choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
-    default = toys.SMALL.get(field.name, field.default)
-    if choices:
-        return [c for c in choices if c != default]
-    if isinstance(default, bool):
-        return [not default]
-    double = default * 2 or 1.0
-    values = [double if high is None or double <= high else default / 2, low]
-    return [type(default)(v) for v in values if v is not None]
-
-
-@pytest.mark.parametrize(("method", "field"), list(every_option()))
-def test_every_option_reaches_the_result(method, field, tmp_path):
-    sizes = (2, 2, 3)  # two teachers in the end, of which one may be skipped
-    longer = dataclasses.replace(toys.TRAINING, epochs=8)
-    beside = BESIDE.get((method.split("+")[0], field.name), {})
-
-    def learn(options, **settings):
-        options = {**beside, **options}
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        return toys.learn(method, sizes, folder, count=8, options=options, **settings)[-1].model
-
-    # A margin matters only where something has been learned, future units where there are some.
-    for settings in ({"training": toys.TRAINING}, {"training": longer}, {"width": 10}):
-        plain = learn({}, **settings)
-        for value in other_values(field):
-            model = learn({field.name: value}, **settings)
-            if not (equal(plain.net, model.net) and equal(plain.rule, model.rule)):
-                return
-    raise AssertionError(f"{field.name} changes nothing")
 
 
 @every_method
@@ -283,7 +221,7 @@ def test_the_loader_of_a_phase_and_the_phase_count_the_same_steps():
 def test_methods_with_the_same_base_begin_alike_to_the_bit(learned):
     first: dict[str, tuple[str, torch.nn.Module]] = {}
     shared = 0
-    for method in METHODS:
+    for method in toys.METHODS:
         ctx, phases, session = started(method, learned, 0)
         base = toys.built(method).base
         if base is None:
@@ -291,6 +229,6 @@ def test_methods_with_the_same_base_begin_alike_to_the_bit(learned):
         phases[0].prepare(ctx)
         PhaseRun(ctx, phases[0], 0, session).run()
         like, net = first.setdefault(base, (method, ctx.net))
-        assert equal(net, ctx.net), f"{method} does not begin like {like}"
+        assert toys.equal(net, ctx.net), f"{method} does not begin like {like}"
         shared += method != like
     assert shared >= 8

@@ -10,6 +10,7 @@ from torch import nn
 
 from edgecil import registry
 from edgecil.data.images import ImageSet
+from edgecil.data.pixels import from_unit, to_unit
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import dimensions
@@ -21,7 +22,6 @@ from edgecil.methods.dgr import REPLAY, VAE, Options, vae_optim
 from edgecil.nets.net import NetSpec
 from edgecil.planning import kept_plan
 from edgecil.settings import CIFAR, Optim, Preprocess, Schedule
-from edgecil.synthesis.pixels import from_unit, to_unit
 from edgecil.synthesis.vae import VaeSpec
 
 TINY = VaeSpec(2, 8)

@@ -9,6 +9,7 @@ import toys
 from torch.nn import functional as F
 
 from edgecil import registry
+from edgecil.data.pixels import to_pixels, to_values
 from edgecil.engine import increment, state
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
@@ -17,7 +18,7 @@ from edgecil.errors import UsageError
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import COUNTS, IMAGES
 from edgecil.parts import mnemonics
-from edgecil.parts.learned_exemplars import Learned, halves, to_pixels, to_values
+from edgecil.parts.learned_exemplars import Learned, halves
 from edgecil.settings import CIFAR, IMAGENET
 
 PLAIN = {"adjust": False, "finetune": 0}

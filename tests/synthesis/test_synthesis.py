@@ -9,6 +9,7 @@ import torch
 import toys
 from torch import nn
 
+from edgecil.data.pixels import limits, to_pixels
 from edgecil.errors import AdoptError, TrainingError
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
@@ -17,7 +18,7 @@ from edgecil.settings import CIFAR, Preprocess
 from edgecil.synthesis.dreams import synthesise
 from edgecil.synthesis.generator import Generator, generator_shapes
 from edgecil.synthesis.objective import Inversion, total
-from edgecil.synthesis.pixels import Pixels, limits, to_pixels
+from edgecil.synthesis.pixels import Pixels
 from edgecil.synthesis.statistics import batch_statistics, check_statistics, look, moments
 from edgecil.synthesis.training import Schedule, collapsed, dream, fit, insist, shown
 
