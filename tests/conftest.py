@@ -22,3 +22,13 @@ def process_as_it_was():
     signal.signal(signal.SIGALRM, alarm)
     for kind, limit in limits.items():
         resource.setrlimit(kind, limit)
+
+
+@pytest.fixture(scope="module")
+def small_generators():
+    """Let generators of images be a thousandth of what real images need."""
+    from edgecil.synthesis.generator import Generator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Generator.__init__, "__defaults__", (16, (8, 8, 8)))
+        yield

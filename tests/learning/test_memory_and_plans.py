@@ -14,6 +14,8 @@ from edgecil import api, registry
 from edgecil.errors import WorkspaceError
 from edgecil.workspace import MEMORY, Workspace
 
+pytestmark = pytest.mark.usefixtures("small_generators")
+
 METHODS = [name for name, info in registry.methods().items() if info.kind == "method"]
 
 
@@ -43,7 +45,7 @@ def learned(tmp_path_factory, uneven):
         if key not in made:
             made[key] = tmp_path_factory.mktemp(method) / ".edgecil"
             for folder in uneven:
-                learn(folder, made[key], method=method, **settings)
+                learn(folder, made[key], method=method, options=toys.small(method), **settings)
         return made[key]
 
     return get

@@ -20,6 +20,8 @@ from edgecil.memory.fields import holds_images
 from edgecil.memory.plan import plan
 from edgecil.nets.net import NetSpec
 
+pytestmark = pytest.mark.usefixtures("small_generators")
+
 SIZES = (3, 1, 2)  # uneven, with an increment of one class
 every_method = pytest.mark.parametrize("method", toys.METHODS)
 

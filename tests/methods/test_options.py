@@ -7,6 +7,8 @@ import toys
 
 from edgecil import registry
 
+pytestmark = pytest.mark.usefixtures("small_generators")
+
 SIZES = (2, 2, 3)  # two teachers in the end, of which one may be skipped
 ELSEWHERE = {
     "collapse": "when all synthetic images show one class: tests/methods/test_abd.py",
