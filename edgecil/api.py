@@ -14,7 +14,7 @@ import torch
 from edgecil import foreign, learning, planning
 from edgecil.data.decode import decode, load
 from edgecil.data.images import ImageSet, concat
-from edgecil.data.source import align, folded
+from edgecil.data.source import align, unknown_classes
 from edgecil.engine.compute import inference_compute
 from edgecil.engine.events import Listener, Stage, ignore
 from edgecil.errors import DataError, UsageError
@@ -148,8 +148,7 @@ def evaluate(
     place = Workspace.find(workspace)
     manifest, model = load_version(place, version)
     folder = scan_tests(data)
-    known = {folded(name) for name in manifest.names}
-    strange = [name for name in folder.classes if folded(name) not in known]
+    strange = unknown_classes(folder, manifest.names)
     if strange and not ignore_unknown:
         raise DataError(
             f"{folder.root} has classes that the model does not know: {', '.join(strange[:5])}",

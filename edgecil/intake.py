@@ -18,7 +18,16 @@ from PIL import Image
 from edgecil.data.decode import Loaded, Progress, load, split_validation
 from edgecil.data.images import ImageSet, concat
 from edgecil.data.resident import free_host_bytes, pixel_bytes, place, streams
-from edgecil.data.source import ImageFolder, align, check_new, fingerprint, folded, scan
+from edgecil.data.source import (
+    ImageFolder,
+    align,
+    check_new,
+    fingerprint,
+    folded,
+    left_out,
+    scan,
+    unknown_classes,
+)
 from edgecil.data.streams import stream
 from edgecil.engine.events import Listener, Stage
 from edgecil.errors import DataError, UsageError
@@ -233,10 +242,18 @@ def decode_tests(
     if request.test_data is not None and not Path(request.test_data).is_dir():
         raise DataError(f"no folder of test images at {request.test_data}")
     sets = [] if images.held_out is None else [images.held_out]
-    folders = [align(scan_tests(path), names) for path in test_folders(request, images, parent)]
-    for folder in folders:
+    for path in test_folders(request, images, parent):
+        found = scan_tests(path)
+        unknown = unknown_classes(found, names)
+        if unknown:  # of classes yet to come, or misspelt
+            say(left_out(found, unknown))
         loaded = load_images(
-            folder, preprocess, disk, stream=request.stream, skip_bad=request.skip_bad, say=say
+            align(found, names),
+            preprocess,
+            disk,
+            stream=request.stream,
+            skip_bad=request.skip_bad,
+            say=say,
         )
         sets.append(loaded.images)
     return concat(sets) if sets else None

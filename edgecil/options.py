@@ -30,10 +30,19 @@ def option(
     return field(default=default, metadata=limits)
 
 
+OFFERED = 30
+"""Names that a hint lists at most."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Return a hint that offers the known names nearest to ``name``."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    return "did you mean " + ", ".join(close) + "?" if known else "there are none"
+    if not known:
+        return "there are none"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + ", ".join(close) + "?"
+    more = f" and {len(known) - OFFERED} more" if len(known) > OFFERED else ""
+    return "there are " + ", ".join(known[:OFFERED]) + more
 
 
 def _convert(name: str, text: Any, default: Any) -> Any:

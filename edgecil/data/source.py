@@ -230,6 +230,17 @@ def check_new(classes: Sequence[str], known: Sequence[str]) -> None:
         )
 
 
+def left_out(folder: ImageFolder, unknown: Sequence[str]) -> str:
+    """Return a sentence for the user about classes of ``folder`` that nothing is known of."""
+    return f"left out of {folder.root}, not learned: {_listed(unknown)}"
+
+
+def unknown_classes(folder: ImageFolder, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of ``folder`` that are not among ``classes``."""
+    known = {folded(name) for name in classes}
+    return tuple(name for name in folder.classes if folded(name) not in known)
+
+
 def align(folder: ImageFolder, classes: Sequence[str]) -> ImageFolder:
     """Return the images of ``folder`` whose class is in ``classes``, labelled by their place there.
 
@@ -252,10 +263,10 @@ def align(folder: ImageFolder, classes: Sequence[str]) -> ImageFolder:
             f"ones ({_listed(classes)})"
         )
     notes = list(folder.notes)
-    unknown = [n for n, row in zip(folder.classes, rows, strict=True) if row is None]
+    unknown = unknown_classes(folder, classes)
     missing = [name for row, name in enumerate(classes) if row not in rows]
     if unknown:
-        notes.append(f"left out of {folder.root}, not learned: {_listed(unknown)}")
+        notes.append(left_out(folder, unknown))
     if missing:
         notes.append(f"no image in {folder.root} of: {_listed(missing)}")
     paths, labels = zip(*kept, strict=True)

@@ -18,7 +18,11 @@ from edgecil.workspace import Workspace
 def test_three_increments_and_what_the_manifests_say(folders, tmp_path):
     root = tmp_path / ".edgecil"
     tests = toys.write_folder(tmp_path / "tests", range(6), count=5, seed=9)
-    results = [learn(folder, root, test_data=tests) for folder in folders]
+    said = []
+    results = [learn(f, root, test_data=tests, listener=said.append) for f in folders]
+    notes = [event.text for event in said if isinstance(event, Note)]
+    left_out = [note.split("not learned: ")[1] for note in notes if "not learned" in note]
+    assert left_out == ["class-2, class-3, class-4, class-5", "class-4, class-5"]
     last = results[-1].manifest
     assert last == Workspace(root).manifest()
     assert last.names == [f"class-{i}" for i in range(6)]
