@@ -1,32 +1,21 @@
-"""Writing a bundle: graph, calibration, int8, gates, and only then the files."""
+"""From a version to a bundle: graph, calibration, int8, gates, and only then the files."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import ModelProto
 
-from edgecil._version import __version__
 from edgecil.data.images import ImageSet
 from edgecil.engine.events import Listener, Stage, ignore
-from edgecil.errors import EdgecilError, UsageError, VerificationError
+from edgecil.errors import EdgecilError, UsageError
 from edgecil.exporting.calibrate import as_array, calibrate
-from edgecil.exporting.child import run_child
-from edgecil.exporting.delta import make_delta, open_previous
-from edgecil.exporting.footprint import activation_bytes, weights_bytes
-from edgecil.exporting.gates import Gates, verified
+from edgecil.exporting.delta import open_previous
+from edgecil.exporting.gates import verified
 from edgecil.exporting.graph import (
-    IR_VERSION,
-    OPSET,
     core_graph,
     with_front,
     with_metadata,
@@ -36,8 +25,9 @@ from edgecil.exporting.quantise import Ranges, quantise
 from edgecil.exporting.report import ExportReport
 from edgecil.exporting.sessions import Pixels
 from edgecil.exporting.synthetic import Images, Synthetic, SyntheticImages
-from edgecil.exporting.targets import Target, check_fit
+from edgecil.exporting.targets import Target
 from edgecil.exporting.task import Precision, Task
+from edgecil.exporting.writing import write
 from edgecil.nets.net import Net
 from edgecil.nets.rules import Rule
 from edgecil.settings import Preprocess
@@ -45,15 +35,9 @@ from edgecil_runtime import bundle
 from edgecil_runtime.errors import RuntimeFault
 from edgecil_runtime.images import MAX_PIXELS
 from edgecil_runtime.manifest import (
-    Label,
-    Manifest,
-    MemoryNeed,
-    Preprocessing,
-    Requirements,
     check_file_name,
 )
 
-OLDEST_ONNXRUNTIME = "1.16"
 MIN_AGREEMENT = 0.9
 MAX_DROP = 1.0
 
@@ -155,7 +139,7 @@ def _export(
             shipped = quantise(fp32, ranges, _int8_graph(task.previous), reduce_range=narrow)
     with task.stage("verify"):
         gates = verified(task, fp32, shipped, images, test, max_drop, min_agreement)
-    return _write(task, fp32, shipped, source, gates, output)
+    return write(task, fp32, shipped, source, gates, output)
 
 
 def _check(
@@ -223,119 +207,3 @@ def _ranges(
         "images": found.images,
         "peak_rss_bytes": found.peak_rss_bytes,
     }
-
-
-def _write(
-    task: Task,
-    fp32: ModelProto,
-    shipped: ModelProto,
-    source: Mapping[str, Any],
-    gates: Gates,
-    output: Path,
-) -> ExportReport:
-    files = {
-        bundle.MODEL: shipped.SerializeToString(deterministic=True),
-        bundle.SELFTEST: bundle.encode_selftest(gates.selftest),
-    }
-    report = ExportReport(
-        path=output / f"{task.name}-v{task.version}",
-        name=task.name,
-        version=task.version,
-        method=task.method,
-        precision=task.precision,
-        fixed_input=task.fixed_input,
-        labels=task.labels,
-        file_bytes={name: len(data) for name, data in files.items()},
-        fp32_bytes=fp32.ByteSize(),
-        parity=gates.parity,
-        agreement=gates.agreement,
-        accuracy=gates.accuracy,
-        latency_ms=gates.latency_ms,
-        weights_bytes=weights_bytes(shipped),
-        activation_bytes=activation_bytes(shipped, task.preprocess),
-        device_memory={},
-        calibration=dict(source),
-        seconds=task.seconds,
-        target=task.target,
-    )
-    with task.stage("trial"), tempfile.TemporaryDirectory(prefix="edgecil-trial-") as folder:
-        report = replace(report, device_memory=_trial(_written(task, report, files, folder)))
-    if task.target is not None:
-        check_fit(
-            task.target,
-            model_peak=report.device_memory["peak_rss_bytes"],
-            file_bytes=sum(report.file_bytes.values()),
-            ir=IR_VERSION,
-            opset=OPSET,
-            precision=task.precision,
-        )
-    with task.stage("write"), _aside(report.path):
-        path = _written(task, report, files, output)
-    if task.previous is None:
-        return report
-    with task.stage("delta"):
-        delta = make_delta(task.previous, bundle.open_bundle(path), output)
-    return replace(report, delta=delta)
-
-
-@contextlib.contextmanager
-def _aside(folder: Path) -> Iterator[None]:
-    """Put a folder aside, if it is there: it comes back when what shall replace it fails."""
-    if not folder.exists():
-        yield
-        return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(old)
-    try:
-        yield
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
-
-
-def _written(
-    task: Task, report: ExportReport, files: Mapping[str, bytes], output: Path | str
-) -> Path:
-    manifest = _manifest(task, report).to_json()
-    del manifest["files"]
-    try:
-        return bundle.write_bundle(output, manifest, files)
-    except RuntimeFault as error:
-        raise VerificationError(error.message, hint=error.hint) from None
-
-
-def _trial(folder: Path) -> dict[str, int]:
-    # The last gate: the device runtime loads it in a process of its own, and it passes its test.
-    answer = run_child("edgecil.exporting.trial_worker", {"bundle": str(folder)})
-    if "error" in answer:
-        raise VerificationError(f"the device runtime refuses the bundle: {answer['error']}")
-    return {name: answer[name] for name in ("peak_rss_bytes", "anon_bytes")}
-
-
-def _manifest(task: Task, report: ExportReport) -> Manifest:
-    preprocess = task.preprocess
-    return Manifest(
-        name=task.name,
-        version=task.version,
-        parent=task.parent,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        edgecil_version=__version__,
-        method=task.method,
-        labels=tuple(Label(*label) for label in task.labels),
-        preprocess=Preprocessing(
-            preprocess.size, preprocess.resize, preprocess.mean, preprocess.std
-        ),
-        score_kind=task.rule.score_kind,
-        precision=task.precision,
-        fixed_input=task.fixed_input,
-        input_name="image",
-        output_name="scores",
-        max_pixels=task.max_pixels,
-        requires=Requirements(OLDEST_ONNXRUNTIME, OPSET, IR_VERSION),
-        memory=MemoryNeed(report.weights_bytes, report.activation_bytes),
-        calibration=report.calibration,
-        measured=report.measured(),
-        files={},
-        target=None if task.target is None else task.target.entry(),
-    )

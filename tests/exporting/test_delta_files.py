@@ -18,10 +18,12 @@ from onnx import ModelProto, numpy_helper
 from edgecil.errors import EdgecilError, UsageError, VerificationError
 from edgecil.exporting import delta as module
 from edgecil.exporting.calibrate import calibrate
-from edgecil.exporting.delta import file_steps, make_delta, stream_parts, tensors
+from edgecil.exporting.delta import make_delta, stream_parts
 from edgecil.exporting.graph import fp32_graph
+from edgecil.exporting.matching import file_steps
 from edgecil.exporting.quantise import quantise
 from edgecil.exporting.scales import WEIGHT_ERROR, channel_scale, covers, scales_like
+from edgecil.exporting.tensor_bytes import tensors
 from edgecil.exporting.versions import export_version
 from edgecil.nets.net import Net
 from edgecil.nets.rules import ArgmaxRule

@@ -29,7 +29,7 @@ from edgecil.errors import (
     UsageError,
     VerificationError,
 )
-from edgecil.exporting import targets, verify
+from edgecil.exporting import targets, verify, writing
 from edgecil.exporting import versions as export_module
 from edgecil.exporting.calibrate import calibrate
 from edgecil.exporting.report import ExportReport
@@ -40,6 +40,7 @@ from edgecil.exporting.versions import export_version
 from edgecil.nets.net import Net
 from edgecil.nets.rules import ArgmaxRule
 from edgecil.synthesis.dreams import synthesise
+from edgecil_runtime import bundle
 from edgecil_runtime.bundle import open_bundle, read_selftest
 
 
@@ -244,9 +245,9 @@ def test_a_bundle_that_the_device_refuses_is_not_written(
     export: Any, ranges: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # The recorded scores are wrong: only loading the bundle as a device does can tell.
-    honest = export_module.bundle.encode_selftest
+    honest = bundle.encode_selftest
     monkeypatch.setattr(
-        export_module.bundle,
+        bundle,
         "encode_selftest",
         lambda test: honest(test._replace(scores=test.scores + 2 * test.tolerance)),
     )
@@ -280,11 +281,11 @@ def test_force_replaces_a_bundle_by_one_that_passed_and_by_no_other(
 ) -> None:
     first = open_bundle(export(precision="fp32").path).manifest
     with monkeypatch.context() as patch:
-        patch.setattr(export_module, "_trial", lambda folder: refuse())
+        patch.setattr(writing, "_trial", lambda folder: refuse())
         with pytest.raises(VerificationError):
             export(ranges=ranges, force=True)
     assert open_bundle(tmp_path / "birds-v2").manifest == first
-    write = export_module.bundle.write_bundle
+    write = bundle.write_bundle
 
     def full(folder: Any, *rest: Any) -> Any:
         if Path(folder) == tmp_path:
@@ -292,7 +293,7 @@ def test_force_replaces_a_bundle_by_one_that_passed_and_by_no_other(
         return write(folder, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(export_module.bundle, "write_bundle", full)
+        patch.setattr(bundle, "write_bundle", full)
         with pytest.raises(EdgecilError, match="No space left"):
             export(ranges=ranges, force=True)
     assert open_bundle(tmp_path / "birds-v2").manifest == first
