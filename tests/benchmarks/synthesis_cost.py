@@ -1,8 +1,9 @@
-"""What a step of ABD costs beside a step of finetune: in the naive form, and with what is saved.
+"""What a step of ABD and MFGR costs beside one of finetune: naively, and with what is saved.
 
 ResNet-32 at 32 pixels, batch 128, ten new classes after ten, through the engine's own loop. The
-four kinds of step take turns; processor time is measured, which other work on the machine
-changes less than the clock's::
+kinds of step take turns; processor time is measured, which other work on the machine
+changes less than the clock's. A step of MFGR passes each image once as it is: nothing is saved
+in it but in the synthesis before::
 
     python tests/benchmarks/synthesis_cost.py --out docs/results/synthesis-cost.json
 """
@@ -79,6 +80,9 @@ def runs(arch: str, compute: Compute) -> dict[str, PhaseRun]:
         "synthesis, naive": naive(prepared("abd", 0, arch, compute), naive_abd.naive_dream),
         "abd": prepared("abd", 1, arch, compute),
         "abd, naive": naive(prepared("abd", 1, arch, compute), naive_abd.naive_step),
+        "recording": prepared("mfgr", 0, arch, compute),
+        "recording, naive": naive(prepared("mfgr", 0, arch, compute), naive_abd.naive_dream),
+        "mfgr": prepared("mfgr", 1, arch, compute),
     }
 
 
