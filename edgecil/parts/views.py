@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,22 +35,23 @@ def remember_trained(ctx: Context) -> None:
     ctx.teachers[TRAINED] = freeze(ctx.net)
 
 
-def balanced(ctx: Context) -> ImageSet:
-    """Return equally many images of every class: exemplars, and herded ones of the new classes.
+def balanced(ctx: Context, rank: Callable[[Tensor, int], Tensor] = herding) -> ImageSet:
+    """Return equally many images of every class: exemplars, and the best of the new classes.
 
-    The number is that of the old class with the fewest exemplars; without old classes all new
-    images are returned. The features that are herded are those of the teacher ``trained``, so
-    that a resumed run chooses alike.
+    The number is that of the class with the fewest, old exemplars and new images alike; without
+    old classes all new images are returned. ``rank(features (N, D), count)`` orders new images
+    by the features of the teacher ``trained``, so that a resumed run chooses alike.
     """
     new, kept = ctx.sets["new"], ctx.sets["kept"]
     if not len(kept):
         return new
-    count = int(torch.bincount(kept.labels.cpu(), minlength=ctx.classes.old).min())
-    features = ctx.features(new, teacher=TRAINED).cpu()
     labels, rows = new.labels.cpu(), []
+    of_each = torch.bincount(torch.cat([kept.labels.cpu(), labels]), minlength=ctx.classes.seen)
+    count = int(of_each.min())
+    features = ctx.features(new, teacher=TRAINED).cpu()
     for label in range(ctx.classes.old, ctx.classes.seen):
         mine = torch.nonzero(labels == label)[:, 0]
-        rows.append(mine[herding(features[mine], count)])
+        rows.append(mine[rank(features[mine], count)])
     chosen = torch.cat(rows).to(new.labels.device)
     return concat([new.subset(chosen), kept.subset(first_of_each(kept.labels, count))])
 

@@ -1,22 +1,27 @@
 """What single methods promise beyond the contract: balance, held-out images, importance."""
 
+import dataclasses
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import toys
+from torch.nn import functional as F
 
 from edgecil.data.loader import evaluation_batches
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
+from edgecil.engine.loop import PhaseRun
 from edgecil.errors import TrainingError
 from edgecil.exemplars import interleave
+from edgecil.exporting.graph import core_graph, core_module
 from edgecil.memory.budget import Budget
 from edgecil.methods import bic, lucir
 from edgecil.nets.rules import CorrectedRule
 from edgecil.parts.importance import fisher, penalty, per_image, sensitivity
 from edgecil.parts.views import balanced, first_of_each, half_old, remember_trained
+from edgecil.settings import CIFAR
 
 
 def context(method, sizes, folder, **changes):
@@ -164,6 +169,16 @@ class TestBalancedViews:
         counts = torch.bincount(balanced(ctx).labels)
         assert counts.tolist() == [5] * 5  # what the store holds of each old class
 
+    def test_a_new_class_with_few_images_sets_the_number(self, tmp_path):
+        ctx, _ = context("eeil", (3, 2), tmp_path)
+        new = ctx.sets["new"]
+        few = torch.cat(
+            [torch.nonzero(new.labels == 3)[:2, 0], torch.nonzero(new.labels == 4)[:, 0]]
+        )
+        ctx.sets["new"] = new.subset(few)
+        remember_trained(ctx)
+        assert torch.bincount(balanced(ctx).labels).tolist() == [2] * 5
+
     def test_exemplars_of_the_oversampled_view_are_half_and_the_store_stays_unique(self, tmp_path):
         ctx, _ = context("lwf-coreset", (3, 2), tmp_path)
         view = half_old(ctx)
@@ -249,3 +264,64 @@ class TestLucir:
         assert [p.name for p in phases] == ["train", "class-balanced fine-tuning"]
         assert phases[1].trains == ("head",) and phases[1].mode == "eval"
         assert lucir.new_rows(ctx)["head.weight"].sum(dim=1).tolist() == [0, 0, 0, 64, 64]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def mobile(cls, tmp_path_factory):
+        """Two increments on a network whose head has a hidden layer."""
+        changes = {"arch": "mobilenet_v3_small", "options": {"finetuning": True}}
+        training = toys.TRAINING.updated(epochs=1)
+        folder = tmp_path_factory.mktemp("mobile")
+        return toys.learn("lucir", (3, 2), folder, count=6, training=training, **changes)
+
+    def test_a_hidden_layer_is_part_of_the_features(self, mobile, tmp_path):
+        first, second = (outcome.model.net for outcome in mobile)
+        assert torch.equal(first.head.rows.weight, second.head.rows.weight[:3])
+        given = toys.task("lucir", (3, 2), mobile[0].model, arch="mobilenet_v3_small")
+        ctx, phases = begin(given, toys.sets_of(given, toys.image_set(range(3, 5))), toys.session())
+        new = ctx.sets["new"]
+        seen = F.normalize(ctx.net.head.hidden(ctx.features(new)).detach())
+        means = torch.stack([F.normalize(seen[new.labels == c].mean(0), dim=0) for c in (3, 4)])
+        torch.testing.assert_close(F.normalize(ctx.net.head.rows.weight[3:].detach()), means)
+        run = PhaseRun(ctx, phases[0], 0, toys.session())
+        run.step(0)
+        with torch.no_grad():
+            terms = phases[0].step(ctx, run._batch(0))
+        assert terms["less-forget"].to == ("backbone", "head")
+        assert float(terms["less-forget"].value) > 0
+
+    def test_fine_tuning_holds_a_hidden_layer(self, mobile, tmp_path):
+        given = toys.task(
+            "lucir", (3, 2), mobile[0].model, arch="mobilenet_v3_small",
+            options={"finetuning": True},
+        )  # fmt: skip
+        ctx, phases = begin(given, toys.sets_of(given, toys.image_set(range(3, 5))), toys.session())
+        before = {k: v.clone() for k, v in ctx.net.state_dict().items()}
+        phases[1].prepare(ctx)
+        PhaseRun(ctx, phases[1], 1, toys.session()).step(0)
+        moved = {k for k, v in ctx.net.state_dict().items() if not torch.equal(v, before[k])}
+        assert moved == {"head.rows.weight", "head.rows.eta"}
+
+    def test_the_graph_of_a_hidden_cosine_head_equals_torch(self, mobile):
+        ort = pytest.importorskip("onnxruntime")
+        model, images = mobile[-1].model, torch.randn(4, 3, 32, 32)
+        core = core_graph(model.net, model.rule, CIFAR)
+        session = ort.InferenceSession(core.SerializeToString())
+        (found,) = session.run(None, {"normalised": images.numpy()})
+        module = core_module(model.net, model.rule)
+        assert found.shape == (4, 5)
+        assert np.allclose(found, module(images).numpy(), atol=1e-4)
+
+    def test_a_step_asks_the_device_nothing(self, tmp_path, monkeypatch):
+        ctx, phases = context("lucir", (3, 2), tmp_path)
+        batch = PhaseRun(ctx, phases[0], 0, toys.session())._batch(0)
+        for asked in ("__bool__", "item", "tolist", "__float__", "__int__"):
+            monkeypatch.setattr(torch.Tensor, asked, lambda *_, a=asked: pytest.fail(a))
+        only_new = dataclasses.replace(batch, labels=torch.full_like(batch.labels, 4))
+        for given in (batch, only_new):
+            terms = phases[0].step(ctx, given)
+        monkeypatch.undo()
+        value = terms["margin ranking"].value
+        assert float(value.detach()) == 0
+        value.backward()
+        assert not any(p.grad is not None and p.grad.any() for p in ctx.net.parameters())
