@@ -191,6 +191,9 @@ class Recipe:
     asks_lessons: bool = False
     """True when its steps ask teachers by :func:`edgecil.parts.lessons.lesson` alone: a plug-in may
     then put others in their place."""
+    temperature: float | None = None
+    """T of its term ``distillation``, which is KD_T of all old units: a plug-in may then distil
+    more images alike. None: it has no such term."""
     sources: tuple[Source, ...] = ()
     selection: Selection | None = None
     begin: Callable[[Context], None] = nothing

@@ -70,6 +70,7 @@ def recipe(options: Options) -> Recipe:
         "lwf",
         phases=one_phase(partial(step, options)),
         teachers=previous_net,
+        temperature=options.temperature,
         adopt=needs_head("softmax"),
         updates_known=True,
         base=SOFTMAX_BASE,

@@ -66,6 +66,7 @@ def recipe(options: Options) -> Recipe:
         teachers=previous_net,
         fields=exemplar_fields(),
         selection=Selection(herding if options.ranking == "herding" else random_ranking),
+        temperature=options.temperature,
         adopt=needs_head("softmax"),
         updates_known=True,
         base=SOFTMAX_BASE,

@@ -27,6 +27,8 @@ from edgecil.parts.lessons import sigmoid_base, sigmoid_terms
 
 OutputsTerms = Callable[[Context, Batch, Tensor, Tensor | None], Terms]
 """``(ctx, batch, logits, taught) -> terms``: what is asked of the logits."""
+TEMPERATURE = 2.0
+"""Of softmax outputs: LwF's, which LwM knows nothing of."""
 
 PAPER = "Dhar, Singh, Peng, Wu and Chellappa: Learning without Memorizing, CVPR 2019"
 
@@ -49,7 +51,8 @@ def softmax_outputs(ctx: Context, batch: Batch, logits: Tensor, taught: Tensor |
     terms = {"classification": Term(cross_entropy(logits, batch.labels, ce_span(ctx, "new")))}
     if taught is not None:
         old = ctx.classes.old
-        terms["distillation"] = Term(softmax_distillation(taught[:, :old], logits[:, :old]))
+        distilled = softmax_distillation(taught[:, :old], logits[:, :old], TEMPERATURE)
+        terms["distillation"] = Term(distilled)
     return terms
 
 
@@ -84,6 +87,7 @@ def on_softmax(options: Options) -> Recipe:
         "lwm",
         phases=one_phase(partial(step, options, softmax_outputs)),
         teachers=previous_net,
+        temperature=TEMPERATURE,
         begin=tell,
         adopt=needs_head("softmax"),
         updates_known=True,

@@ -40,6 +40,8 @@ from edgecil.settings import Optim, Training
 from edgecil.synthesis.recording import Recording
 
 Slot = Callable[[Context], None]
+MOST = 512
+"""Generated images of a step where none are asked for: the number in the released code."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class RecordingOptions(DreamOptions):
         1.0, "what logits are divided by in the one-hot loss", low=0.01, high=1e6
     )
     ratio: float = option(
-        1.0, "generated images per old class over real ones per new class", low=0.0, high=100.0
-    )
+        1.0, "generated images per old class over real ones per new class; 512 a step at most",
+        low=0.0, high=100.0,
+    )  # fmt: skip
     synthetic: int = option(0, "generated images per step, whatever the ratio; 0: by it", low=0)
 
     def objective(self) -> Recording:
@@ -88,16 +91,18 @@ class Options(RecordingOptions):
 class PlugOptions(RecordingOptions):
     """Options of ``mfgr`` as a plug-in."""
 
-    weight: float = option(1.0, "weight of the host's old outputs on generated images", low=0.0)
+    weight: float = option(1.0, "weight of generated images beside the host's own", low=0.0)
 
 
 def count_of(options: RecordingOptions, classes: Classes, real: int) -> int:
     """Return how many images to generate beside ``real`` new ones: at least 2.
 
-    Section 6.2: as many of each old class as of each new one.
+    Section 6.2: as many of each old class as of each new one, but no more than ``MOST``: beside
+    one new class after 99 they would be 12,672 for a batch of 128.
     """
-    wanted = options.synthetic or round(options.ratio * real * classes.old / classes.new)
-    return max(2, wanted)
+    if options.synthetic:
+        return max(2, options.synthetic)
+    return max(2, min(MOST, round(options.ratio * real * classes.old / classes.new)))
 
 
 def old_share(options: Options, classes: Classes) -> float:
@@ -110,6 +115,11 @@ def old_share(options: Options, classes: Classes) -> float:
 def generated(options: RecordingOptions, ctx: Context, real: int) -> Tensor:
     """Return images ``(N, 3, S, S)`` of old classes to learn beside ``real`` new ones."""
     count = count_of(options, ctx.classes, real)
+    if count == MOST and not options.synthetic:
+        ctx.note(
+            f"old classes want as many generated images each as new ones have: {MOST} are made in "
+            "a step at most (--set synthetic=N for another number)"
+        )
     # In train mode, as in the released code: a batch then has the moments of normalised images.
     source = source_of(ctx).train()
     with torch.no_grad():
@@ -162,21 +172,28 @@ def recipe(options: Options) -> Recipe:
     )  # fmt: skip
 
 
-def plugged(options: PlugOptions, kind: str, host: Step, ctx: Context, batch: Batch) -> Terms:
+def plugged(
+    options: PlugOptions, temperature: float | None, host: Step, ctx: Context, batch: Batch
+) -> Terms:
     """Return the host's terms, and its own kind of distillation on generated images.
 
-    These are a forward pass of their own: the host's batch stays as it is.
+    These are a forward pass of their own: the host's batch stays as it is. Each new term weighs
+    as the host's term of its kind, times ``weight``. ``temperature`` is that of softmax outputs,
+    None where the host has sigmoid ones.
     """
     terms = host(ctx, batch)
     images, old = generated(options, ctx, len(batch.labels)), ctx.classes.old
     taught = ctx.teach("previous", images).logits[:, :old]
     logits = ctx.net(images).logits
-    if kind == "softmax":
-        value = softmax_distillation(taught, logits[:, :old])
-        return {**terms, "generated distillation": Term(value, options.weight)}
-    # iCaRL's loss on images of old classes: no new unit may answer, old ones as the teacher's.
-    losses = sigmoid_losses(logits, taught.argmax(dim=1), old, taught)
-    own = {f"generated {name}": Term(value, options.weight) for name, value in losses.items()}
+    if temperature is not None:
+        losses = {"distillation": softmax_distillation(taught, logits[:, :old], temperature)}
+    else:
+        # iCaRL's loss on images of old classes: no new unit may answer, old ones as the teacher's.
+        losses = sigmoid_losses(logits, taught.argmax(dim=1), old, taught)
+    own = {
+        f"generated {name}": Term(value, options.weight * terms[name].weight)
+        for name, value in losses.items()
+    }
     return {**terms, **own}
 
 
@@ -191,7 +208,6 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
             f"mfgr cannot be laid over {host.name}",
             hint="hosts train once, taught by the last network alone: icarl, lwf, lwf-mc, lwm",
         )
-    kind = host.head_kind
     donor = dream_recipe(host.name, options, _no_step)
 
     def phases(setup: Setup) -> tuple[Phase, ...]:
@@ -200,7 +216,7 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
         (train,) = host.phases(setup)
         recording, inheriting = donor.phases(setup)
         return recording, replace(
-            train, step=partial(plugged, options, kind, train.step),
+            train, step=partial(plugged, options, host.temperature, train.step),
             prepare=_both(inheriting.prepare, train.prepare),
         )  # fmt: skip
 
@@ -213,7 +229,8 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
 
 
 def _fits(host: Recipe) -> bool:
-    taught = host.head_kind in ("softmax", "sigmoid") and host.teachers is previous_net
+    known = host.head_kind == "sigmoid" or host.temperature is not None
+    taught = known and host.teachers is previous_net
     # A stage on images held apart changes what the outputs mean, the teacher's too (BiC).
     apart = host.selection is not None and host.selection.apart is not None
     trial = Setup(Classes((1, 1)), host.training, {"new": 1, "kept": 1})

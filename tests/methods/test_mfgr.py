@@ -31,10 +31,10 @@ def base(tmp_path_factory):
     return toys.learn("mfgr", (3,), tmp_path_factory.mktemp("base"))[0].model
 
 
-def started(previous, method="mfgr", sizes=(3, 2), **options):
+def started(previous, method="mfgr", sizes=(3, 2), width=None, **options):
     """Return the context of an increment in its last phase, the phases, and one batch."""
     even = {"ratio": 1.0} if "mfgr" in method else {}
-    given = toys.task(method, sizes, previous, options={**even, **options})
+    given = toys.task(method, sizes, previous, options={**even, **options}, width=width)
     new = toys.image_set(range(sum(sizes[:-1]), sum(sizes)))
     session = toys.session()
     ctx, phases = begin(given, toys.sets_of(given, new), session)
@@ -117,10 +117,22 @@ def test_lambda_4_grows_with_the_increments_or_follows_the_classes():
     ("groups", "real", "options", "count"),
     [((20, 20), 128, {}, 128), ((80, 20), 128, {}, 512), ((3, 2), 7, {}, 10),
      ((80, 20), 128, {"ratio": 0.5}, 256), ((80, 20), 128, {"synthetic": 512}, 512),
-     ((20, 20), 5, {"synthetic": 512}, 512), ((1, 50), 16, {}, 2), ((1, 1), 1, {}, 2)],
+     ((20, 20), 5, {"synthetic": 512}, 512), ((1, 50), 16, {}, 2), ((1, 1), 1, {}, 2),
+     ((98, 2), 128, {}, 512), ((99, 1), 128, {"ratio": 0.01}, 127),
+     ((99, 1), 128, {"synthetic": 6272}, 6272)],
 )  # fmt: skip
 def test_batches_are_balanced_by_class_whatever_their_size(groups, real, options, count):
     assert count_of(Options(**options), Classes(groups), real) == count
+
+
+def test_a_number_of_generated_images_that_is_cut_is_said(base, monkeypatch):
+    monkeypatch.setattr("edgecil.methods.mfgr.MOST", 8)
+    for options, notes in (({"ratio": 1.0}, 1), ({"ratio": 0.25}, 0), ({"synthetic": 8}, 0)):
+        ctx, phases, batch = started(base, **options)
+        said = []
+        ctx.note = said.append
+        assert phases[1].step(ctx, batch)["generated distillation"].value.isfinite()
+        assert len(said) == notes and all("8 are made" in text for text in said)
 
 
 def test_recording_asks_for_what_eq_7_says(base):
@@ -221,6 +233,42 @@ def test_over_a_host_its_batch_stays_and_generated_images_are_distilled(method, 
         assert float(terms[name].value.detach()) == pytest.approx(float(value), rel=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("host", "options", "weights"),
+    [
+        ("icarl", {"reduction": "mean"}, (0.1, 0.1)), ("icarl", {"reduction": "sum"}, (1, 1)),
+        ("lwf-mc", {"reduction": "mean"}, (0.1, 0.1)), ("lwm", {"beta": 3.0}, (1, 3)),
+        ("lwf", {"kd_weight": 4.0, "temperature": 5.0}, (1, 4)),
+        ("lwf", {"balance": True}, (0.4, 0.6)), ("lwf-coreset", {"temperature": 1.0}, (1, 1)),
+    ],
+)  # fmt: skip
+def test_generated_images_weigh_what_the_hosts_own_do(host, options, weights, tmp_path):
+    """Reduction over units, temperature, weights: in units of the host, times ``weight``."""
+    previous = toys.learn(host, (3,), tmp_path, width=10)[0].model
+    ctx, phases, batch = started(previous, f"{host}+mfgr", width=10, weight=0.5, **options)
+    with Counted(ctx.net) as net:
+        terms = phases[1].step(ctx, batch)
+    kinds = ("classification", "distillation")
+    assert [terms[k].weight for k in kinds] == pytest.approx(weights)
+    found = [t for name, t in terms.items() if name.startswith("generated")]
+    with torch.no_grad():
+        taught = ctx.teachers["previous"](net.images[1]).logits.double()
+        logits = ctx.net(net.images[1]).logits.double()  # in train mode, as in the step
+        total = sum(float(t.weight * t.value) for t in found)
+    if host.startswith("lwf") and host != "lwf-mc":
+        wanted = (
+            0.5
+            * weights[1]
+            * plain_kd(taught[:, :3], logits[:, :3], options.get("temperature", 2.0))
+        )
+    else:
+        bce = nn.functional.binary_cross_entropy_with_logits
+        old = 3 * bce(logits[:, :3], taught[:, :3].sigmoid())
+        new = 7 * bce(logits[:, 3:], torch.zeros_like(logits[:, 3:]))
+        wanted = 0.5 * (weights[0] * new + weights[1] * old)
+    assert total == pytest.approx(float(wanted), rel=2e-4)
+
+
 def test_the_exemplars_of_a_host_are_kept_and_nothing_else(tmp_path):
     plain = toys.learn("icarl", (2, 2), tmp_path / "a", count=6)[-1].model.kept
     with_images = toys.learn("icarl+mfgr", (2, 2), tmp_path / "b", count=6)[-1].model.kept
@@ -231,6 +279,11 @@ def test_the_exemplars_of_a_host_are_kept_and_nothing_else(tmp_path):
 def test_hosts_of_another_kind_are_refused(host):
     with pytest.raises(UsageError, match=f"cannot be laid over {host}"):
         registry.build(f"{host}+mfgr")
+
+
+def test_a_host_that_distils_every_head_apart_is_refused():
+    with pytest.raises(UsageError, match="cannot be laid over eeil"):
+        registry.build("eeil+mfgr", {"finetuning": 0.0})
 
 
 def test_options_as_a_plug_in_are_those_that_act():
