@@ -73,7 +73,7 @@ def recipe(options: Options) -> Recipe:
         temperature=options.temperature,
         adopt=needs_head("softmax"),
         updates_known=True,
-        base=SOFTMAX_BASE,
+        base=SOFTMAX_BASE if options.ce_weight == 1 else None,
     )
 
 

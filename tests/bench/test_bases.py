@@ -68,3 +68,5 @@ def test_the_key_changes_with_all_that_changes_the_training_and_with_nothing_els
     keys = {key(dataclasses.replace(request, **{k: v})) for k, v in other_key.items()}
     assert len(keys | {key(request)}) == 1 + len(other_key)
     assert key(dataclasses.replace(request, method="lucir")) is None
+    heavier = dataclasses.replace(request, options={"ce_weight": 5})
+    assert key(heavier) is None, "the base increment has another loss"

@@ -6,6 +6,8 @@ import pytest
 import toys
 
 from edgecil import registry
+from edgecil.engine import increment
+from edgecil.engine.loop import PhaseRun
 
 pytestmark = pytest.mark.usefixtures("small_generators")
 
@@ -14,7 +16,10 @@ ELSEWHERE = {
     "collapse": "when all synthetic images show one class: tests/methods/test_abd.py",
 }
 """Options that act where toys do not come to, and have tests of their own."""
-BESIDE = {("mas", "steady"): {"strength": 3.0}}
+BESIDE = {
+    ("mas", "steady"): {"strength": 3.0},
+    ("icarl", "pixel_momentum"): {"pixel_optim": "sgd", "pixel_lr": 100.0},
+}
 """Options of a host that matter only beside another value of a second one."""
 # A margin matters only where something has been learned, future units where there are some.
 SETTINGS = {
@@ -71,3 +76,28 @@ def test_every_option_reaches_the_result(method, field, learned):
             if not (toys.equal(plain.net, model.net) and toys.equal(plain.rule, model.rule)):
                 return
     raise AssertionError(f"{field.name} changes nothing")
+
+
+def base_after_a_step(method, options):
+    """Return the word for a method's base increment, and the network after one step of it."""
+    given = toys.task(method, SIZES[:1], options=options)
+    if given.recipe.base is None:
+        return None, None
+    session = toys.session()
+    sets = toys.sets_of(given, toys.image_set(range(SIZES[0]), 4))
+    ctx, phases = increment.begin(given, sets, session)
+    phases[0].prepare(ctx)
+    PhaseRun(ctx, phases[0], 0, session).step(0)
+    return given.recipe.base, ctx.net
+
+
+@pytest.mark.parametrize("method", [m for m in toys.METHODS if toys.built(m).base])
+def test_an_option_that_changes_the_base_increment_changes_its_name(method):
+    """Comparisons train bases of one name once: ``edgecil.bench.bases``."""
+    word, net = base_after_a_step(method, {})
+    for fields in registry.option_fields(method).values():
+        for field in (f for f in fields if not f.metadata["path"]):
+            for value in other_values(field):
+                found, other = base_after_a_step(method, {field.name: value})
+                alike = found != word or toys.equal(net, other)
+                assert alike, f"{field.name}={value} trains another base {word!r}"
