@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
 from os import PathLike
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from edgecil.memory.store import Store
 from edgecil_runtime import container
 from edgecil_runtime.images import fit_square
 
-T = TypeVar("T")
 _DOT_PICKS = 1000
 _MOST_PER_CLASS = 65535  # counts are uint16
 
@@ -107,11 +106,6 @@ def interleave(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         for part, size in zip(parts, sizes, strict=True)
     ]
     return torch.cat(list(parts))[torch.cat(places).argsort(stable=True)]
-
-
-def shrink(ranked: Sequence[Sequence[T]], count: int) -> list[Sequence[T]]:
-    """Return the first ``count`` of every ranked list."""
-    return [of_class[:count] for of_class in ranked]
 
 
 class Pictures(Protocol):

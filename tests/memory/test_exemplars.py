@@ -18,7 +18,6 @@ from edgecil.exemplars import (
     keep_all,
     nearest_to_mean,
     random_ranking,
-    shrink,
 )
 from edgecil.memory.budget import Budget, choose_count, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, exemplar_fields
@@ -122,10 +121,6 @@ def test_nearest_and_random():
     )
     assert first == again != other
     assert sorted(first) == list(range(50))
-
-
-def test_shrinking_keeps_a_prefix():
-    assert shrink([[1, 2, 3], [4]], 2) == [[1, 2], [4]]
 
 
 def test_the_largest_count_that_fits():
