@@ -170,5 +170,6 @@ ABD_TRAINING = Training(
 )
 # ABD's code; the paper speaks of flips and crops alone.
 ABD_AUGMENT = Augment("pad", brightness=63 / 255, contrast=0.8)
-# iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, divided by 5 after 49 and 63.
-ICARL_TRAINING = Training(70, 128, Optim(2.0, 0.9, 1e-5, Schedule("step", (49 / 70, 63 / 70), 0.2)))
+# iCaRL's code for CIFAR-100: lr 2.0 on the mean over 100 units, divided by 5 after 49 and 63. Its
+# penalty is 1e-5 times the sum of squares, without 1/2: the gradient of a weight decay of 2e-5.
+ICARL_TRAINING = Training(70, 128, Optim(2.0, 0.9, 2e-5, Schedule("step", (49 / 70, 63 / 70), 0.2)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgecil.context import Context, class_means
-from edgecil.exemplars import herding
+from edgecil.exemplars import herding, herding_dot
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import Preset, Recipe, Selection, argmax_rule
 from edgecil.nets.rules import NearestMeanRule, Rule
@@ -34,6 +34,10 @@ class Options:
         "nearest-mean", "classify by class means or by the head (hybrid 1)",
         choices=("nearest-mean", "argmax"),
     )  # fmt: skip
+    ranking: Literal["herding", "herding-dot"] = option(
+        "herding", "exemplars by Algorithm 4, or by dot products (the published code)",
+        choices=("herding", "herding-dot"),
+    )  # fmt: skip
 
 
 def nearest_mean(ctx: Context) -> Rule:
@@ -48,7 +52,7 @@ def recipe(options: Options) -> Recipe:
         options.reduction,
         view="new+kept",
         fields=exemplar_fields(),
-        selection=Selection(herding),
+        selection=Selection(herding if options.ranking == "herding" else herding_dot),
         rule=nearest_mean if options.rule == "nearest-mean" else argmax_rule,
         updates_known=True,
     )
@@ -57,7 +61,7 @@ def recipe(options: Options) -> Recipe:
 PRESETS: Mapping[str, Preset] = {
     "icarl": Preset(
         ICARL_TRAINING,
-        options={"reduction": "mean"},
+        options={"reduction": "mean", "ranking": "herding-dot"},
         arch="resnet32-linear",
         head_width=100,
     ),
