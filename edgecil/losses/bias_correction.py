@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BETA_DECAY = 0.1
 """Weight of beta^2 / 2 in the published code."""
+MILESTONES = (0.3, 0.6, 0.8, 0.9)
+"""Where the published code divides the rate by 10: after 60, 120, 160 and 180 of 200 epochs."""
 
 
 def corrected(logits: Tensor, new: slice, pair: Tensor) -> Tensor:
@@ -64,17 +68,31 @@ def fit_exactly(
 
 
 def fit_by_descent(
-    logits: Tensor, labels: Tensor, new: slice, steps: int = 200, lr: float = 0.001
+    logits: Tensor,
+    labels: Tensor,
+    new: slice,
+    *,
+    lr: float = 0.1,
+    epochs: int = 200,
+    batch_size: int = 256,
+    milestones: Sequence[float] = MILESTONES,
 ) -> Tensor:
-    """Return (alpha, beta) after so many steps of Adam from (1, 0), as the published stage 2.
+    """Return (alpha, beta) after the published stage 2, as float64: SGD from (1, 0).
 
-    It stops long before the minimum; the pair stays near (1, 0).
+    Momentum is 0.9; ``lr`` is divided by 10 at each of ``milestones``, fractions of all epochs.
+    As in the published code batches are cut from the images in order of class, again and again:
+    a batch may hold the end of an epoch and the beginning of the next.
     """
-    values = logits.detach().double().cpu()
+    order = labels.cpu().argsort(stable=True)
+    values, targets = logits.detach().double().cpu()[order], labels.cpu()[order]
+    rows = torch.arange(epochs * len(targets)) % len(targets)
     pair = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.Adam([pair], lr=lr)
-    for _ in range(steps):
+    optimiser = torch.optim.SGD([pair], lr=lr, momentum=0.9)
+    for start in range(0, len(rows), batch_size):
+        batch, progress = rows[start : start + batch_size], start / len(rows)
+        optimiser.param_groups[0]["lr"] = lr * 0.1 ** sum(progress >= m - 1e-9 for m in milestones)
         optimiser.zero_grad()
-        objective(values, labels.cpu(), new, pair, ridge=0.0).backward()  # type: ignore[no-untyped-call]
+        cost = objective(values[batch], targets[batch], new, pair, ridge=0.0)
+        cost.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return pair.detach()

@@ -18,7 +18,7 @@ from torch import Tensor
 from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch, ImageSet, concat
 from edgecil.exemplars import herding
-from edgecil.losses.bias_correction import fit_by_descent, fit_exactly
+from edgecil.losses.bias_correction import MILESTONES, fit_by_descent, fit_exactly
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import Field, exemplar_fields
@@ -52,8 +52,10 @@ class Options:
         0.1, "share of the images that the bias is fitted on", low=0.01, high=0.5
     )
     fit: Literal["exact", "early-stopped"] = option(
-        "exact", "the minimum, or 200 steps as published", choices=("exact", "early-stopped")
+        "exact", "the minimum, or SGD as published", choices=("exact", "early-stopped")
     )
+    fit_lr: float = option(0.1, "learning rate of the early-stopped fit", low=0.0, high=10.0)
+    fit_epochs: int = option(200, "epochs of the early-stopped fit", low=0, high=10_000)
     ridge: float = option(1e-3, "holds alpha near 1 in the exact fit", low=1e-6, high=10.0)
     pairs: Literal["last", "all"] = option(
         "last", "correct the last increment, or each by its own pair (ABD)",
@@ -131,7 +133,7 @@ def rule(options: Options, ctx: Context) -> Rule:
             features = ctx.features(chosen)
             logits = ctx.net.head(features)[:, :seen]
             logits = torch.cat([before(features, logits), logits[:, old:]], dim=1)
-        pair = fit(options, logits, chosen.labels, slice(old, seen))
+        pair = fit(options, ctx.setup.training, logits, chosen.labels, slice(old, seen))
         ctx.note(f"bias correction: alpha {pair[0]:.3f}, beta {pair[1]:.3f}")
     elif old:
         ctx.note("no held-out image of some class: the bias is not corrected")
@@ -142,11 +144,20 @@ def rule(options: Options, ctx: Context) -> Rule:
     )
 
 
-def fit(options: Options, logits: Tensor, labels: Tensor, new: slice) -> Tensor:
-    """Return (alpha, beta)."""
+def fit(options: Options, training: Training, logits: Tensor, labels: Tensor, new: slice) -> Tensor:
+    """Return (alpha, beta).
+
+    The early-stopped fit has the batches of ``training`` and the milestones of its schedule,
+    stretched over its own epochs: the published code doubles both.
+    """
     if options.fit == "exact":
         return fit_exactly(logits, labels, new, options.ridge)
-    return fit_by_descent(logits, labels, new)
+    schedule = training.optim.schedule
+    return fit_by_descent(
+        logits, labels, new,
+        lr=options.fit_lr, epochs=options.fit_epochs, batch_size=training.batch_size,
+        milestones=schedule.milestones if schedule.kind == "step" else MILESTONES,
+    )  # fmt: skip
 
 
 def adopt(origin: Origin) -> str | None:
@@ -178,5 +189,11 @@ PRESETS: Mapping[str, Preset] = {
         options={"fit": "early-stopped"},
         arch="resnet32",
     ),
-    "abd": Preset(ABD_TRAINING, options={"fit": "early-stopped", "pairs": "all"}, arch="resnet32"),
+    # ABD's baseline. Its fit shuffles and augments the held-out images, with batch norms in train
+    # mode, and decays both numbers alike; here logits are constants, and beta is held as in BiC.
+    "abd": Preset(
+        ABD_TRAINING,
+        options={"fit": "early-stopped", "fit_lr": 0.001, "fit_epochs": 250, "pairs": "all"},
+        arch="resnet32",
+    ),
 }

@@ -1,5 +1,6 @@
-"""BiC's pair: a true minimum, found exactly; the published form stops before it."""
+"""BiC's pair: a true minimum, found exactly, and the published descent, which ends near it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,11 +44,41 @@ def test_images_that_are_separable_still_have_a_finite_pair():
     assert torch.isfinite(pair).all() and pair[0] < 100
 
 
-def test_the_published_form_moves_towards_the_minimum_and_stops_before_it():
+def descent(logits, labels, lr, epochs, batch_size, milestones):
+    """Return alpha and beta after the published stage 2, written out image by image."""
+    order = np.argsort(labels, kind="stable")
+    alpha, beta, speed = 1.0, 0.0, np.zeros(2)
+    rows = np.tile(order, epochs)
+    for start in range(0, len(rows), batch_size):
+        batch, slope = rows[start : start + batch_size], np.zeros(2)
+        for row in batch:
+            z = logits[row].copy()
+            z[NEW] = alpha * z[NEW] + beta
+            off = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+            off[labels[row]] -= 1
+            slope += [off[NEW] @ logits[row][NEW] / len(batch), off[NEW].sum() / len(batch)]
+        slope[1] += 0.1 * beta
+        speed = 0.9 * speed + slope
+        rate = lr * 0.1 ** sum(start / len(rows) >= m for m in milestones)
+        alpha, beta = (alpha, beta) - rate * speed
+    return [alpha, beta]
+
+
+@pytest.mark.parametrize("batch_size", [16, 60, 100])  # across the end of an epoch, too
+def test_the_published_descent_is_momentum_on_batches_in_order_of_class(batch_size):
     logits, labels = biased(1)
-    cost = [objective(logits, labels, NEW, pair, 0.0) for pair in (
-        torch.tensor([1.0, 0.0], dtype=torch.float64),
-        fit_by_descent(logits, labels, NEW),
-        fit_exactly(logits, labels, NEW, ridge=1e-9),
-    )]  # fmt: skip
-    assert cost[0] > cost[1] > cost[2]
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    settings = {"lr": 0.05, "epochs": 4, "batch_size": batch_size, "milestones": (0.5, 0.75)}
+    found = fit_by_descent(logits[shuffled], labels[shuffled], NEW, **settings)
+    wanted = descent(logits[shuffled].numpy(), labels[shuffled].numpy(), **settings)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(wanted, rel=1e-10)
+
+
+def test_the_published_descent_ends_near_the_minimum():
+    """Far from (1, 0): the published log has alpha from 0.39 to 0.59, beta about -0.5."""
+    logits, labels = biased(1)
+    found = fit_by_descent(logits, labels, NEW, batch_size=32)
+    minimum = fit_exactly(logits, labels, NEW, ridge=1e-9)
+    assert (found - minimum).abs().max() < 0.05
+    assert found[0] < 0.7 and found[1] < -0.3
