@@ -17,6 +17,8 @@ ELSEWHERE = {
 }
 """Options that act where toys do not come to, and have tests of their own."""
 BESIDE = {
+    ("bic", "fit_lr"): {"fit": "early-stopped"},
+    ("bic", "fit_epochs"): {"fit": "early-stopped"},
     ("mas", "steady"): {"strength": 3.0},
     ("icarl", "pixel_momentum"): {"pixel_optim": "sgd", "pixel_lr": 100.0},
 }
