@@ -37,6 +37,12 @@ class ImageSet(NamedTuple):
         """Return the images at ``index`` (int64 or bool ``(N,)``), in that order."""
         return ImageSet(self.pixels[index], self.labels[index])
 
+    def rows_of(self, index: Tensor) -> ImageSet:
+        """Return the images at ``index`` (int64 ``(N,)``) without a copy of any: on the host,
+        read row by row like those on disk."""
+        host = self.to("cpu")
+        return ImageSet(DiskPixels.joined([host.pixels])[index], host.labels[index])
+
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the set on another device."""
         return ImageSet(self.pixels.to(device), self.labels.to(device))

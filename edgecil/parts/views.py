@@ -23,7 +23,9 @@ def half_old(ctx: Context) -> ImageSet:
     if not len(kept):
         return new
     draws = torch.randint(len(kept), (len(new),), generator=ctx.stream("oversample"))
-    return concat([new, kept.subset(draws.to(kept.labels.device))])
+    # Beside a set on disk as many copies of exemplars would not fit in memory: rows are enough.
+    drawn = kept.rows_of(draws) if new.on_disk else kept.subset(draws.to(kept.labels.device))
+    return concat([new, drawn])
 
 
 TRAINED = "trained"

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import small_runs
 import toys
 from small_runs import learn, tree
 
-from edgecil import api
+from edgecil import api, context
 from edgecil.data import resident
 from edgecil.engine import loop
 from edgecil.engine.events import Note, Stage
@@ -27,7 +28,7 @@ def files(root) -> list[bytes | None]:
     return [place.read(version, name) for version in (1, 2) for name in (WEIGHTS, MEMORY)]
 
 
-@pytest.mark.parametrize("method", ["finetune", "icarl", "lwm"])
+@pytest.mark.parametrize("method", ["finetune", "icarl", "lwm", "rehearsal", "lwf-coreset", "bic"])
 def test_the_versions_are_those_learned_from_memory(method, folders, tmp_path):
     for name, stream in (("memory", "no"), ("disk", "yes")):
         for folder in folders[:2]:
@@ -35,7 +36,23 @@ def test_the_versions_are_those_learned_from_memory(method, folders, tmp_path):
             result = learn(folder, root, method=method, stream=stream, **SETTINGS)
     assert result.evaluation.n == 4
     assert files(tmp_path / "disk" / ".edgecil") == files(tmp_path / "memory" / ".edgecil")
-    assert (files(root)[3] is not None) == (method == "icarl")
+    assert (files(root)[3] is not None) == (method not in ("finetune", "lwm"))
+
+
+@pytest.mark.parametrize("method", ["rehearsal", "lwf-coreset", "bic"])
+def test_no_view_takes_streamed_images_into_memory(method, folders, tmp_path, monkeypatch):
+    root, views = tmp_path / ".edgecil", []
+    learn(folders[0], root, method=method, exemplars_per_class=3, **SETTINGS)
+    show = context.Context.show
+    monkeypatch.setattr(
+        context.Context, "show", lambda ctx, images: (views.append(images), show(ctx, images))
+    )
+    learn(folders[1], root, stream="yes", **SETTINGS)
+    assert views and all(view.on_disk for view in views)
+    # Beside the file on disk there are the exemplars alone, however often they are drawn.
+    for view in views:
+        arrays = [part for part in view.pixels._parts if isinstance(part, np.ndarray)]
+        assert sum(map(len, arrays)) <= 6
 
 
 def test_stopped_and_resumed_equals_learned_from_memory(folders, tmp_path, monkeypatch):
