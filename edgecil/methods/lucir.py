@@ -1,6 +1,10 @@
 """LUCIR: cosine head, features that keep their direction, and a margin to the new classes.
 
 Hou et al. 2019. Kept between increments: exemplars in herding order.
+
+Where the head has a hidden layer (MobileNetV3), the features of the paper are its outputs: what the
+rows are compared with. Several ranks rank the margins over the old images of each one's slice of
+the batch, a mean over unequally many; a single process does so over the whole batch.
 """
 
 from __future__ import annotations
@@ -8,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +24,8 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.cosine import imprinted, less_forget, less_forget_weight, margin_ranking
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
+    STUDENT,
+    Groups,
     Phase,
     Preset,
     Recipe,
@@ -29,6 +36,7 @@ from edgecil.method import (
     needs_head,
     previous_net,
 )
+from edgecil.nets.heads import CosineHead
 from edgecil.options import option
 from edgecil.parts.views import balanced, remember_trained
 from edgecil.settings import Optim, Schedule, Training
@@ -53,6 +61,23 @@ class Options:
     finetuning: bool = option(False, "fine-tune the head on equally many images of each class")
 
 
+def _embedded(net: Any, features: Tensor) -> Tensor:
+    """Return what the rows of the head are compared with, ``(N, E)``."""
+    found: Tensor = net.head.embedded(features)
+    return found
+
+
+def _rows(ctx: Context) -> CosineHead:
+    rows = ctx.net.head.rows
+    assert isinstance(rows, CosineHead)
+    return rows
+
+
+def _below(ctx: Context) -> Groups:
+    """Return the groups that the features depend on: a hidden layer belongs to the head."""
+    return ("backbone",) if ctx.net.head.rows is ctx.net.head else STUDENT
+
+
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     """Return cross-entropy, less-forget term and margin ranking."""
     outputs = ctx.net(batch.images)
@@ -60,14 +85,18 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     span = ce_span(ctx, "seen")
     terms = {"classification": Term(cross_entropy(outputs.logits, batch.labels, span))}
     if ctx.teachers:
-        taught = ctx.teach("previous", batch.images).features
+        features = _embedded(ctx.net, outputs.features)
+        with torch.no_grad():
+            taught = _embedded(
+                ctx.teachers["previous"], ctx.teach("previous", batch.images).features
+            )
         weight = less_forget_weight(options.less_forget, old, new)
-        term = less_forget(taught, outputs.features)
-        terms["less-forget"] = Term(term, weight, to=("backbone",))
-        if bool((batch.labels < old).any()):
-            cosines = ctx.net.head.cosines(outputs.features)[:, : old + new]  # type: ignore[operator]
-            term = margin_ranking(cosines, batch.labels, old, options.margin, options.hardest)
-            terms["margin ranking"] = Term(term, options.ranking)
+        terms["less-forget"] = Term(less_forget(taught, features), weight, to=_below(ctx))
+        # Zero without old images in the batch: to look whether there are any would wait for the
+        # device in every step.
+        cosines = _rows(ctx).cosines(features)[:, : old + new]
+        term = margin_ranking(cosines, batch.labels, old, options.margin, options.hardest)
+        terms["margin ranking"] = Term(term, options.ranking)
     return terms
 
 
@@ -80,27 +109,33 @@ def finetune_step(ctx: Context, batch: Batch) -> Terms:
     return {"balanced classification": Term(loss, to=("head",))}
 
 
+@torch.no_grad()
 def begin(options: Options, ctx: Context) -> None:
     """Imprint the new rows from the features of the network as it was."""
     if options.imprint and ctx.classes.old:
-        new, head = ctx.sets["new"], ctx.net.head
+        new, weight = ctx.sets["new"], _rows(ctx).weight
         classes = range(ctx.classes.old, ctx.classes.seen)
-        weight: Tensor = head.weight  # type: ignore[assignment]
-        with torch.no_grad():
-            rows = imprinted(
-                ctx.features(new), new.labels.to(ctx.device), classes, weight[: ctx.classes.old]
-            )
-            weight[classes.start : classes.stop] = rows
+        features = _embedded(ctx.net, ctx.features(new))
+        labels = new.labels.to(ctx.device)
+        rows = imprinted(features, labels, classes, weight[: ctx.classes.old])
+        weight[classes.start : classes.stop] = rows
 
 
 def new_rows(ctx: Context) -> Mapping[str, Tensor]:
     """Return the mask that holds the rows of the old classes (their learning rate is 0)."""
     if not ctx.classes.old:
         return {}
-    weight: Tensor = ctx.net.head.weight  # type: ignore[assignment]
-    mask = torch.ones_like(weight)
+    rows = _rows(ctx).weight
+    mask = torch.ones_like(rows)
     mask[: ctx.classes.old] = 0
-    return {"head.weight": mask}
+    return {name: mask for name, p in ctx.net.named_parameters() if p is rows}
+
+
+def rows_alone(ctx: Context) -> Mapping[str, Tensor]:
+    """Return masks that hold a hidden layer: fine-tuning is for the rows."""
+    trained = set(_rows(ctx).parameters())
+    every = ctx.net.head.named_parameters(prefix="head")
+    return {name: torch.zeros_like(p) for name, p in every if p not in trained}
 
 
 def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
@@ -117,6 +152,7 @@ def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
         replace(setup.training, epochs=20, optim=optim),
         balanced,
         trains=("head",),
+        masks=rows_alone,
         prepare=remember_trained,
         mode="eval",
     )

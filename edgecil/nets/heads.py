@@ -39,6 +39,15 @@ class GrowingHead(nn.Module):
         self._use(classes)
 
     @property
+    def rows(self) -> GrowingHead:
+        """The part of a head that has one row per unit: here all of it."""
+        return self
+
+    def embedded(self, features: Tensor) -> Tensor:
+        """Return what the rows see of features ``(N, D)``: these themselves."""
+        return features
+
+    @property
     def width(self) -> int:
         """Number of units that exist."""
         return self.weight.shape[0]
@@ -157,8 +166,14 @@ class HiddenHead(nn.Module):
         """Take ``count`` more classes into use; the hidden layer and all rows stay."""
         self.rows.grow(count)
 
+    def embedded(self, features: Tensor) -> Tensor:
+        """Return what the rows see of features ``(N, D)``: the hidden layer's output ``(N, E)``."""
+        with full_precision(features):
+            embedded: Tensor = self.hidden(features.to(self.rows.weight.dtype))
+            return embedded
+
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(N, width)`` of features ``(N, D)``."""
         with full_precision(features):
-            logits: Tensor = self.rows(self.hidden(features.to(self.rows.weight.dtype)))
+            logits: Tensor = self.rows(self.embedded(features))
             return logits
