@@ -269,10 +269,10 @@ class TestLucir:
     @classmethod
     def mobile(cls, tmp_path_factory):
         """Two increments on a network whose head has a hidden layer."""
-        changes = {"arch": "mobilenet_v3_small", "options": {"finetuning": True}}
-        training = toys.TRAINING.updated(epochs=1)
-        folder = tmp_path_factory.mktemp("mobile")
-        return toys.learn("lucir", (3, 2), folder, count=6, training=training, **changes)
+        return toys.learn(
+            "lucir", (3, 2), tmp_path_factory.mktemp("mobile"), count=6,
+            arch="mobilenet_v3_small", training=toys.TRAINING.updated(epochs=1),
+        )  # fmt: skip
 
     def test_a_hidden_layer_is_part_of_the_features(self, mobile, tmp_path):
         first, second = (outcome.model.net for outcome in mobile)
