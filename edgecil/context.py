@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgecil.data.decode import split_validation
 from edgecil.data.images import ImageSet
+from edgecil.losses.prototypes import class_sums
 from edgecil.memory.store import Store
 from edgecil.nets.net import Net, Outputs
 from edgecil.nets.rules import Rule
@@ -220,7 +221,6 @@ def class_means(ctx: Context, images: ImageSet, start: int, *, mirror: bool = Fa
     labels = images.labels.to(ctx.device) - start
     features = [ctx.features(images)] + ([ctx.features(images, mirror=True)] if mirror else [])
     count = ctx.classes.seen - start
-    total = torch.zeros(count, features[0].shape[1], device=ctx.device)
-    for part in features:
-        total.index_add_(0, labels, nn.functional.normalize(part))
-    return nn.functional.normalize(total)
+    # A product, not index_add_: that adds up in any order on a GPU, another last bit every time.
+    sums = [class_sums(nn.functional.normalize(part), labels, count)[0] for part in features]
+    return nn.functional.normalize(torch.stack(sums).sum(dim=0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import toys
 from torch.nn import functional as F
 
+from edgecil.context import Classes, class_means
 from edgecil.data.loader import evaluation_batches
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
@@ -247,6 +249,25 @@ class TestBic:
         assert rules["last"].scale[:4].tolist() == [1] * 4
         assert rules["all"].scale[:2].tolist() == [1] * 2
         assert rules["all"].scale[2] == rules["all"].scale[3] != 1
+
+
+def test_class_means_are_exact_and_added_up_in_a_fixed_order(monkeypatch):
+    """``index_add_`` would not be: on a GPU it adds in any order."""
+    draws = torch.Generator().manual_seed(0)
+    images = toys.image_set(range(4), 7)
+    features = {m: torch.randn(len(images), 16, generator=draws) for m in (False, True)}
+    ctx = SimpleNamespace(
+        device=torch.device("cpu"), classes=Classes((2, 2)),
+        features=lambda given, mirror=False: features[mirror],
+    )  # fmt: skip
+    for name in ("index_add_", "index_add", "scatter_add_", "index_put_"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, n=name: pytest.fail(n))
+    for mirror in (False, True):
+        found = class_means(ctx, images, 0, mirror=mirror)
+        units = [F.normalize(features[m].double()) for m in {False, mirror}]
+        sums = [sum(u[images.labels == c].sum(0) for u in units) for c in range(4)]
+        wanted = F.normalize(torch.stack(sums)).float()
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
 
 
 class TestLucir:
