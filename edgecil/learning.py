@@ -32,7 +32,7 @@ from edgecil.errors import (
 )
 from edgecil.evaluation import Evaluation, evaluate_images
 from edgecil.intake import decode_tests, test_folders
-from edgecil.memory.process import peak_memory
+from edgecil.memory.process import device_peak, peak_memory, watch_device
 from edgecil.model import Model, classifier_bytes, weight_file
 from edgecil.nets.build import build
 from edgecil.planning import check_budget
@@ -109,6 +109,7 @@ def learn(
             deadline, folder=workspace.run,
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
+        watch_device(job.device)
         try:
             outcome = increment.train(
                 job.task, job.sets, session, saved=saved, paths=job.images.paths
@@ -261,6 +262,7 @@ def _manifest(
             "images_per_second": outcome.images / max(clock.seconds, 1e-9),
             "memory_bytes": dict(outcome.training_bytes),
             "peak_rss_bytes": peak_memory()["peak_rss_bytes"],
+            "peak_device_bytes": device_peak(job.device),
             **session.compute.to_json(),
         },
         test=None if evaluation is None else _test_record(job, evaluation),

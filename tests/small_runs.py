@@ -99,7 +99,7 @@ def learn_in_child(root, folder, die, ready, answers, settings):
 
 def same(left, right):
     """Return whether two results agree in everything that is not a clock or the process."""
-    clocks = {"seconds", "cpu_seconds", "images_per_second", "peak_rss_bytes"}
+    clocks = {"seconds", "cpu_seconds", "images_per_second", "peak_rss_bytes", "peak_device_bytes"}
     return {k: v for k, v in left.items() if k not in clocks} == {
         k: v for k, v in right.items() if k not in clocks
     }
