@@ -99,18 +99,19 @@ def learn(
     """Return the new version after learning the classes in the folder ``new_data``.
 
     ``settings`` are fields of :class:`edgecil.request.LearnRequest`. ``resume=True`` continues
-    an interrupted run and takes no others.
+    an interrupted run and takes no others but a larger ``memory_budget``.
 
     Raises:
         Interrupted: stopped by ``should_stop`` or after ``time_limit`` seconds.
         EdgecilError: it cannot be done; the workspace is as it was.
     """
+    budget = settings.pop("memory_budget", None) if resume else None
     if resume and (method is not None or settings):
         raise UsageError("resume continues the interrupted run: it takes no other settings")
     request = None if new_data is None else _request(new_data, method, settings)
     return learning.learn(
         request, Workspace.find(workspace), resume=resume, discard=discard,
-        time_limit=time_limit, listener=listener, should_stop=should_stop,
+        memory_budget=budget, time_limit=time_limit, listener=listener, should_stop=should_stop,
     )  # fmt: skip
 
 

@@ -216,6 +216,49 @@ def _file_size(
     return file_bytes
 
 
+def least_bytes(
+    old: Store,
+    fields: Sequence[Field],
+    size: Size,
+    rows: Mapping[int, Sequence[int]],
+    encode: Callable[[int], bytes],
+    limit: int,
+    dimensions: Dimensions | None = None,
+) -> int:
+    """Return the bytes of the smallest kept-memory file with one exemplar of every class.
+
+    ``rows`` are the new images of each class that has some, and ``encode(row)`` stores one.
+    Which of them is ranked best is not known yet: it could be the smallest, or for a class that
+    is known too one that is kept; of other old classes it is the first that is kept. Images are
+    encoded only until ``limit`` is kept: the result is then at most ``limit``, and may not be
+    the smallest.
+    """
+    (images,) = (f for f in fields if f.name == IMAGES)
+    codec = codecs.item_codec(images.codec)
+    file_bytes = _file_size(fields, codec, size, dimensions)
+    least: dict[int, int] = {}
+    for label, of_class in enumerate(_old_classes(old, codec, size, {})):
+        items = of_class.items(len(of_class) if label in rows else 1)
+        if items:
+            least[label] = min(map(len, items))
+    classes = 1 + max([*least, *rows], default=-1)
+    waiting = {label: iter(of_class) for label, of_class in rows.items()}
+
+    def total() -> int:
+        counts = [int(label in least) for label in range(classes)]
+        return file_bytes(counts, sum(least.values()))
+
+    while waiting and (rows.keys() - least.keys() or total() > limit):
+        for label, left in list(waiting.items()):
+            row = next(left, None)
+            if row is None:
+                del waiting[label]
+            else:
+                item = len(encode(row))
+                least[label] = min(item, least.get(label, item))
+    return total()
+
+
 def _prefixes(values: Array, sizes: Sequence[int], counts: Sequence[int]) -> list[Array]:
     """Return the first rows of every class of values that lie class after class."""
     starts = accumulate(sizes, initial=0)

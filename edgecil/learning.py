@@ -40,6 +40,11 @@ from edgecil.prepare import Job, prepare
 from edgecil.request import LearnRequest
 from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
 
+OVER_BUDGET = (
+    "what was trained waits: edgecil learn --resume --memory-budget BYTES stores it, --discard "
+    "starts over"
+)
+
 
 @dataclass(frozen=True)
 class LearnResult:
@@ -58,6 +63,7 @@ def learn(
     *,
     resume: bool = False,
     discard: bool = False,
+    memory_budget: int | None = None,
     time_limit: float | None = None,
     listener: Listener = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -65,17 +71,23 @@ def learn(
     """Return the version that the request taught, after committing it.
 
     ``resume`` continues the interrupted run (``request`` must then be None), ``discard``
-    throws it away first. ``time_limit`` is in seconds. Under ``torchrun`` all ranks train and
-    the first one writes.
+    throws it away first. ``memory_budget`` in bytes replaces the budget of a run that is
+    resumed. ``time_limit`` is in seconds. Under ``torchrun`` all ranks train and the first one
+    writes.
 
     Raises:
         Interrupted: stopped by ``should_stop`` or the time limit; resume continues.
+        BudgetError: what is kept does not fit; if it shows after training, resume continues.
         EdgecilError: whatever else went wrong; the workspace is as it was.
     """
     if resume:
         if request is not None or discard:
             raise UsageError("resume continues the interrupted run: it takes no other settings")
         request, settled = LearnRequest.load(workspace.run)
+        if memory_budget is not None:
+            request = replace(
+                request, memory_budget=memory_budget, exemplars_per_class=None, exemplars_total=None
+            )
     elif request is None:
         raise UsageError("nothing to learn: no folder of new images was given")
     else:
@@ -92,7 +104,7 @@ def learn(
         world.barrier()  # nobody looks for an unfinished run any more: it may be written
         job = prepare(request, workspace, listener)
         _refuse_changes(job, settled)
-        check_budget(job.task, job.preprocess, job.class_sizes)
+        check_budget(job)
         tests = decode_tests(
             job.request, job.images, job.parent, job.names, job.preprocess, workspace.root,
             lambda text: listener(Note(text)),
@@ -109,13 +121,18 @@ def learn(
             deadline, folder=workspace.run,
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
+        if saved is not None and memory_budget is not None:
+            _refuse_trained_exemplars(job)
         watch_device(job.device)
         try:
             outcome = increment.train(
                 job.task, job.sets, session, saved=saved, paths=job.images.paths
             )
             return _finish(job, outcome, tests, workspace, session)
-        except (TrainingError, BudgetError, DataError):
+        except BudgetError as error:
+            # Hours of training are not thrown away because their memory is too small.
+            raise BudgetError(error.message, hint=OVER_BUDGET) from None
+        except (TrainingError, DataError):
             # It would fail in the same way again: there is nothing to resume.
             if world.leads:
                 workspace.discard_run()
@@ -147,6 +164,15 @@ def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
                 f"{what.get(name, f'the {name}')} changed since the run was interrupted",
                 hint="edgecil learn --discard --new-data dir/ to start over" + back,
             )
+
+
+def _refuse_trained_exemplars(job: Job) -> None:
+    """Refuse another budget where exemplars are trained: as many as the first one takes."""
+    if job.recipe.selection is not None and job.recipe.selection.candidates is not None:
+        raise UsageError(
+            f"{job.recipe.name} trains as many exemplars as its first budget takes: it is settled",
+            hint="edgecil learn --resume, or --discard to start over",
+        )
 
 
 def choose_compute(job: Job) -> Compute:

@@ -12,17 +12,18 @@ import torch
 
 from edgecil.engine import increment
 from edgecil.engine.compute import Compute
-from edgecil.engine.increment import Task
 from edgecil.engine.loop import PhaseRun, Session
-from edgecil.engine.selection import dimensions
+from edgecil.engine.selection import dimensions, stored_image, stored_side
 from edgecil.errors import BudgetError
+from edgecil.exemplars import least_bytes
 from edgecil.memory.budget import Budget, count_for
+from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import IMAGES
 from edgecil.memory.plan import MemoryPlan, plan
+from edgecil.memory.store import Store
 from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
 from edgecil.prepare import Job
-from edgecil.settings import Preprocess
 from edgecil.units import format_bytes
 
 TRIAL_STEPS = 3
@@ -108,16 +109,53 @@ def _filling(limit: int, at: Callable[[int], MemoryPlan], most: int) -> MemoryPl
     return replace(found, rows=tuple(rows))
 
 
-def check_budget(task: Task, preprocess: Preprocess, sizes: Sequence[int]) -> MemoryPlan:
-    """Return the planned kept memory of a task, refusing what cannot fit.
+def check_budget(job: Job) -> MemoryPlan:
+    """Return the planned kept memory of a job, refusing what cannot fit.
 
     Raises:
         BudgetError: not even the least that the method keeps fits the budget.
     """
-    return kept_plan(
-        task.recipe, task.spec, task.classes.groups, preprocess.resize, task.budget, sizes,
-        preprocess.size,
+    task, preprocess = job.task, job.preprocess
+    planned = kept_plan(
+        task.recipe, task.spec, task.classes.groups, preprocess.resize, task.budget,
+        job.class_sizes, preprocess.size,
     )  # fmt: skip
+    if not planned.exact:
+        _check_first_exemplars(job)
+    return planned
+
+
+def _check_first_exemplars(job: Job) -> None:
+    """Refuse a budget in bytes that one exemplar of each class exceeds, whichever it will be.
+
+    An increment for which there is room encodes an image or a few of each class. One that is
+    refused has encoded all, which is a small part of an epoch.
+    """
+    task, limit = job.task, job.task.budget.bytes
+    fields, selection = task.recipe.fields, task.recipe.selection
+    images = next((f for f in fields if f.name == IMAGES), None)
+    # Images that are changed before they are stored may take fewer bytes than they do now.
+    changes = selection is not None and selection.candidates is not None
+    if limit is None or images is None or item_codec(images.codec).exact or changes:
+        return
+    new, resize = job.images.new, job.preprocess.resize
+    side, labels = stored_side(images, resize), new.labels.tolist()
+    rows: dict[int, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    codec = item_codec(images.codec)
+    needed = least_bytes(
+        task.previous.kept if task.previous else Store(()), fields, (side, side), rows,
+        lambda row: codec.encode_item(stored_image(new.pixels, row, side)), limit,
+        dimensions(task.spec, task.classes.groups, resize, size=job.preprocess.size),
+    )  # fmt: skip
+    if needed > limit:
+        raise BudgetError(
+            f"{task.recipe.name} keeps at least {format_bytes(needed)} for {task.classes.seen} "
+            f"classes, the budget is {format_bytes(limit)}",
+            hint=f"--memory-budget {needed} or more, a smaller --codec or --exemplar-size, or a "
+            "method that keeps nothing: lwm, lwf-mc",
+        )
 
 
 def make_plan(job: Job, compute: Compute) -> LearnPlan:
@@ -135,7 +173,7 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
         if number == 0:
             rate = _seconds_per_step(run)
             increment.measure(ctx, run, session)
-    kept = check_budget(job.task, job.preprocess, job.class_sizes)
+    kept = check_budget(job)
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
     steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(

@@ -162,8 +162,9 @@ def learn(
     if resume:
         if discard or dry_run:
             raise UsageError("--resume goes with neither --discard nor --dry-run")
+        budget = {k: settings.pop(k) for k in ("memory_budget",) if k in settings}
         _refuse_changes(ctx, LearnRequest.load(place.run)[0], settings)
-        settings = {}
+        settings = budget
     elif new_data is None:
         raise UsageError("--new-data is missing", hint="edgecil learn --new-data dir/")
     if dry_run:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgecil.context import Candidates, Context
-from edgecil.data.images import ImageSet, concat
+from edgecil.data.images import ImageSet, Pixels, concat
 from edgecil.exemplars import build_exemplars, interleave
 from edgecil.memory.budget import Budget, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
@@ -123,9 +123,14 @@ class _Pictures:
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
         image = self._changed.get(int(row))
         if image is None:
-            at = torch.tensor([row], device=self._pixels.device)
-            image = self._pixels.index_select(0, at)[0]
+            return stored_image(self._pixels, row, self.shape[1])
         return fit_square(image.cpu().numpy(), self.shape[1])
+
+
+def stored_image(pixels: Pixels, row: int, side: int) -> NDArray[np.uint8]:
+    """Return an image as it is stored, uint8 ``(side, side, 3)``."""
+    at = torch.tensor([row], device=pixels.device)
+    return fit_square(pixels.index_select(0, at)[0].cpu().numpy(), side)
 
 
 def stored_side(images: Field, decoded: int) -> int:

@@ -16,9 +16,11 @@ from edgecil.exemplars import (
     herding,
     herding_dot,
     keep_all,
+    least_bytes,
     nearest_to_mean,
     random_ranking,
 )
+from edgecil.memory import codecs
 from edgecil.memory.budget import Budget, choose_count, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, exemplar_fields
 from edgecil.memory.plan import plan
@@ -396,3 +398,48 @@ def test_ranking_limit_is_never_below_what_fits(codec):
     assert most_per_class(Budget(), 2, codec, (12, 12)) is None
     assert most_per_class(Budget(total=9), 2, codec, (12, 12)) == 4
     assert most_per_class(Budget(per_class=9), 2, codec, (12, 12)) == 9
+
+
+@pytest.mark.parametrize("codec", ["raw", "png", "webp-lossless", "jpeg-75"])
+def test_the_least_bytes_are_those_of_the_smallest_choice(codec):
+    """Any image of a class may be ranked best: all of them are tried, and stored."""
+    random = np.random.default_rng(0)
+    spread = np.arange(1, 7)[:, None, None, None] * 8
+    pixels = (random.integers(0, 256, (6, 8, 8, 3)) * spread // 64 % 256).astype(np.uint8)
+    fields = exemplar_fields(codec)
+    old = Store(fields)
+    build_exemplars(Store(fields), old, pixels[3:5], [np.array([0, 1])], Budget())
+
+    def stored(first, second):
+        new = Store(fields)
+        ranked = [np.array([first]), np.array([second])]
+        build_exemplars(old, new, pixels, ranked, Budget(per_class=1))
+        return new.report().kept_bytes
+
+    sizes = [stored(first, second) for first in (0, 1, 2) for second in (3, 4, 5)]
+    asked = []
+
+    def encode(row):
+        asked.append(row)
+        return codecs.item_codec(codec).encode_item(pixels[row])
+
+    def least(limit):
+        return least_bytes(old, fields, (8, 8), {1: [0, 1, 2], 2: [3, 4, 5]}, encode, limit)
+
+    assert least(0) == least(min(sizes) - 1) == min(sizes)
+    assert least(min(sizes)) <= min(sizes)
+    asked.clear()
+    assert least(10**6) == sizes[0] and asked == [0, 3]  # room for the first: no other is encoded
+
+
+def test_the_least_of_a_known_class_with_new_images_is_any_of_them():
+    fields = exemplar_fields("png")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    flat = np.zeros((1, 8, 8, 3), np.uint8)
+    old = Store(fields)
+    build_exemplars(Store(fields), old, pixels, [np.array([0, 1])], Budget())
+    found = []
+    for rows, images in (({}, pixels), ({0: [0]}, flat), ({0: [0]}, pixels)):
+        encode = lambda row, images=images: codecs.item_codec("png").encode_item(images[row])  # noqa: E731
+        found.append(least_bytes(old, fields, (8, 8), rows, encode, 0))
+    assert found[1] < min(found[0], found[2])

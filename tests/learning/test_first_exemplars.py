@@ -1,0 +1,96 @@
+"""Budgets that one exemplar of each class exceeds: refused before training, or nothing is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_runs
+from PIL import Image
+from small_runs import learn
+
+from edgecil import api, planning
+from edgecil.errors import BudgetError
+from edgecil.exemplars import build_exemplars
+from edgecil.memory import codecs
+from edgecil.memory.budget import Budget
+from edgecil.memory.fields import exemplar_fields
+from edgecil.memory.store import Store
+from edgecil.workspace import Workspace
+
+CODECS = ["raw", "png", "webp-lossless", "jpeg-75"]
+
+
+def _no_training(*arguments, **settings):
+    pytest.fail("the refusal must come before training")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_budget_that_is_just_enough_is_taken_and_a_byte_less_refused(
+    codec, folders, tmp_path, monkeypatch
+):
+    """The smallest image of each class may be the one that is kept: that is what is refused on."""
+    settings = {"method": "rehearsal", "codec": codec, **small_runs.QUICK}
+    asked = {"workspace": tmp_path / ".edgecil", **settings}
+    with monkeypatch.context() as patch:
+        patch.setattr("edgecil.engine.increment.train", _no_training)
+        low, high = 1, 20_000  # what is refused, and what is not
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                planning.check_budget(_job(folders[0], memory_budget=middle, **asked))
+                high = middle
+            except BudgetError:
+                low = middle
+        with pytest.raises(BudgetError, match="keeps at least"):
+            api.learn(folders[0], memory_budget=low, **asked)
+    least = _least_by_hand(folders[0], tmp_path / "by-hand", **settings)
+    assert high == least
+    assert high > {"raw": 6000, "png": 1500, "webp-lossless": 1500, "jpeg-75": 300}[codec]
+
+
+def _job(folder, workspace, method, memory_budget, **settings):
+    request = api._request(folder, method, {**settings, "memory_budget": memory_budget})
+    return api.prepare(request, Workspace.find(workspace))
+
+
+def _least_by_hand(folder, root, codec, **settings):
+    """Return the size of the file that keeps the smallest image of each class."""
+    encode = codecs.item_codec(codec).encode_item
+    smallest = []
+    for name in ("class-0", "class-1"):
+        files = sorted((folder / name).iterdir())
+        images = [np.array(Image.open(path).convert("RGB")) for path in files]
+        smallest.append(min(images, key=lambda image: len(encode(image))))
+    store = Store(exemplar_fields(codec))
+    ranked = [np.array([0]), np.array([1])]
+    build_exemplars(Store(store.fields), store, np.stack(smallest), ranked, Budget())
+    return store.report().kept_bytes
+
+
+def test_what_old_classes_take_is_known_to_the_byte(folders, base, monkeypatch):
+    root = base("icarl")
+    monkeypatch.setattr("edgecil.engine.increment.train", _no_training)
+    with pytest.raises(BudgetError, match="keeps at least"):
+        learn(folders[1], root, memory_budget=4000, codec="webp-lossless")
+
+
+def test_a_run_whose_memory_does_not_fit_goes_on_with_more(folders, tmp_path, monkeypatch):
+    """Which image is ranked best shows after training: then nothing of it is thrown away."""
+    root, straight = tmp_path / "a" / ".edgecil", tmp_path / "b" / ".edgecil"
+    settings = {"method": "icarl", "codec": "webp-lossless"}
+    learn(folders[0], straight, memory_budget=20_000, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "_check_first_exemplars", lambda job: None)
+        with pytest.raises(BudgetError, match="one exemplar") as caught:
+            learn(folders[0], root, memory_budget=1500, **settings)
+    assert "--resume --memory-budget" in caught.value.hint and "--discard" in caught.value.hint
+    assert Workspace(root).waits
+    with pytest.raises(BudgetError, match="keeps at least"):
+        api.learn(workspace=root, resume=True)
+    assert Workspace(root).waits
+    with monkeypatch.context() as patch:
+        patch.setattr("edgecil.engine.loop.PhaseRun.step", _no_training)
+        result = api.learn(workspace=root, resume=True, memory_budget=20_000)
+    assert result.manifest.kept["budget"]["bytes"] == 20_000
+    assert small_runs.equal(small_runs.weights(root), small_runs.weights(straight))
+    assert not Workspace(root).waits
