@@ -27,6 +27,9 @@ from edgecil.prepare import Job
 from edgecil.units import format_bytes
 
 TRIAL_STEPS = 3
+LONG_STEP = 2.0
+"""Seconds from which on a step is not timed again, in its phase nor in others of its kind: a dry
+run is to be quick."""
 
 
 @dataclass(frozen=True)
@@ -159,30 +162,29 @@ def _check_first_exemplars(job: Job) -> None:
 
 
 def make_plan(job: Job, compute: Compute) -> LearnPlan:
-    """Return the plan of a job, after timing a few real steps of its first phase."""
+    """Return the plan of a job, after timing a few real steps of each of its phases."""
+    kept = check_budget(job)
     session = Session(compute, job.preprocess, job.augment, job.request.seed)
     ctx, phases = increment.begin(job.task, job.sets, session)
     rows: list[dict[str, Any]] = []
-    rate = 0.0
-    for number, phase in enumerate(phases):
-        run = PhaseRun(ctx, phase, number, session)
+    seconds, rates = 0.0, dict[Any, float]()
+    for run in increment.rehearse(ctx, job.task, phases, session):
         epochs = run.steps // run.per_epoch
         rows.append(
-            {"name": phase.name, "epochs": epochs, "steps": run.steps, "images": run.images}
+            {"name": run.phase.name, "epochs": epochs, "steps": run.steps, "images": run.images}
         )
-        if number == 0:
-            rate = _seconds_per_step(run)
-            increment.measure(ctx, run, session)
-    kept = check_budget(job)
+        kind = getattr(run.phase.step, "func", run.phase.step)
+        if rates.get(kind, 0.0) < LONG_STEP:
+            rates[kind] = _seconds_per_step(run)
+        seconds += run.steps * rates[kind]
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
-    steps = sum(int(row["steps"]) for row in rows)
     return LearnPlan(
         job.recipe.name, job.images.names,
         tuple(job.names[row] for row in job.task.classes.updated),
         job.task.classes.old, job.task.spec.arch,
         job.preprocess.size, len(job.images.new), len(job.kept),
         job.images.new.pixels.nbytes, job.images.new.on_disk, tuple(rows),
-        rate * steps,
+        seconds,
         {"bytes": kept.kept_bytes, "basis": "plan" if kept.exact else "bound",
          "fields": kept.fields()},
         dict(session.largest), weights + kept.kept_bytes, compute.device, compute.precision,
@@ -191,10 +193,16 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
 
 
 def _seconds_per_step(run: PhaseRun) -> float:
-    run.step(0)  # the first step allocates
-    start = time.perf_counter()
-    for step in range(TRIAL_STEPS):
-        run.step(step % run.steps)
-    if run.ctx.device.type == "cuda":
-        torch.cuda.synchronize(run.ctx.device)
-    return (time.perf_counter() - start) / TRIAL_STEPS
+    if not run.steps:
+        return 0.0
+
+    def timed(steps: int) -> float:
+        start = time.perf_counter()
+        for step in range(steps):
+            run.step(step % run.steps)
+        if run.ctx.device.type == "cuda":
+            torch.cuda.synchronize(run.ctx.device)
+        return (time.perf_counter() - start) / steps
+
+    first = timed(1)  # it allocates; where it takes long this hardly matters
+    return first if first > LONG_STEP else timed(TRIAL_STEPS)

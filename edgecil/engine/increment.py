@@ -142,6 +142,12 @@ def _build_modules(ctx: Context, task: Task, lifetime: tuple[str, ...]) -> None:
             ctx.modules[spec.name] = spec.build(ctx).to(ctx.device)
 
 
+def _drop_modules(ctx: Context, task: Task, lifetime: str) -> None:
+    for spec in task.recipe.modules:
+        if spec.lifetime == lifetime:
+            ctx.modules.pop(spec.name)
+
+
 def _restore(ctx: Context, saved: state.Saved) -> None:
     ctx.net.load_state_dict(saved.part("net"))
     for name, module in ctx.modules.items():
@@ -171,9 +177,20 @@ def _run_phases(
             run.optimisers.load(resumed.part("optimiser"))
         run.run(resumed.step if resumed else 0)
         measure(ctx, run, session)
-        for spec in task.recipe.modules:
-            if spec.lifetime == phase.name:
-                ctx.modules.pop(spec.name)
+        _drop_modules(ctx, task, phase.name)
+
+
+def rehearse(
+    ctx: Context, task: Task, phases: tuple[Phase, ...], session: Session
+) -> Iterator[PhaseRun]:
+    """Yield every phase as it begins, for a dry run: those before it are not trained."""
+    for number, phase in enumerate(phases):
+        _build_modules(ctx, task, (phase.name,))
+        phase.prepare(ctx)
+        run = PhaseRun(ctx, phase, number, session)
+        yield run
+        measure(ctx, run, session)
+        _drop_modules(ctx, task, phase.name)
 
 
 def _check_finite(ctx: Context, recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ import small_runs
 import toys
 from small_runs import QUICK, learn, tree
 
-from edgecil import api, registry
+from edgecil import api, planning, registry
 from edgecil.errors import WorkspaceError
 from edgecil.workspace import MEMORY, Workspace
 
@@ -108,6 +108,34 @@ def test_the_dry_run_plans_what_is_then_kept(learned, uneven, tmp_path):
             assert plan.kept["basis"] == "plan"
             assert plan.kept["bytes"] == kept_file(root)
             assert sum(f["bytes"] for f in plan.kept["fields"]) == kept_file(root)
+
+
+VARIANTS = [(name, {}) for name in METHODS] + [
+    ("lucir", {"finetuning": True}), ("abd", {"collapse": "retry"}), ("icarl+mnemonics", {}),
+    ("eeil", {"finetuned": "head"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS, ids=str)
+def test_a_dry_run_beside_old_classes_begins_every_phase(method, options, learned, tmp_path):
+    folder = toys.write_folder(tmp_path / "3", [3, 4], count=4)
+    root = learned(method.partition("+")[0])
+    settings = {"options": {**toys.small(method), **options}, **QUICK}
+    plan = api.plan(folder, workspace=root, method=method, **settings)
+    assert plan.classes_old == 3 and plan.kept["bytes"] >= 0
+    steps = sum(phase["steps"] for phase in plan.phases)
+    assert (plan.seconds > 0) == (steps > 0)
+    if method == "eeil":  # as many of each class as of the new ones there are
+        assert [phase["images"] for phase in plan.phases] == [30, 15]
+
+
+def test_each_phase_is_timed(learned, tmp_path, monkeypatch):
+    folder = toys.write_folder(tmp_path / "3", [3, 4], count=4)
+    rates = iter([0.25, 3.0])
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda run: next(rates))
+    plan = api.plan(folder, workspace=learned("abd"), options=toys.small("abd"), **QUICK)
+    synthesis, training = (phase["steps"] for phase in plan.phases)
+    assert plan.seconds == 0.25 * synthesis + 3.0 * training
 
 
 def test_joint_counts_the_files_it_refers_to(learned, uneven):
