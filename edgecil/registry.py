@@ -93,9 +93,18 @@ def option_fields(method: str) -> dict[str, list[dataclasses.Field[Any]]]:
 
 
 def presets(method: str) -> Mapping[str, Preset]:
-    """Return the presets of a method: a paper's settings by name."""
-    module = _module(method.split("+")[0], "method")
-    found: Mapping[str, Preset] = getattr(module, "PRESETS", {})
+    """Return the presets of ``host+plug-in`` by name: a paper's settings for this combination.
+
+    The host's, and those of each plug-in whose options the combination has. Of a file that is
+    both, the presets are the method's.
+    """
+    host, *plugs = method.split("+")
+    found: dict[str, Preset] = dict(getattr(_module(host, "method"), "PRESETS", {}))
+    known = {f.name for part in option_fields(method).values() for f in part}
+    for plug in plugs:
+        module = _module(plug, "plug-in")
+        own = {} if hasattr(module, "recipe") else getattr(module, "PRESETS", {})
+        found |= {name: preset for name, preset in own.items() if known.issuperset(preset.options)}
     return found
 
 

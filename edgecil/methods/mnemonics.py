@@ -2,23 +2,27 @@
 
 A plug-in (Liu et al. 2020) over methods that replay images: ``icarl+mnemonics``, over ``lucir``,
 ``bic``, ``lwf-coreset`` and others. Kept between increments: what the host keeps.
+
+The released code is another algorithm, without inner training, adjusting and fine-tuning: the
+preset ``mnemonics-released``, of which ``mode=prototype`` is the loss alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgecil.context import Context, Setup
 from edgecil.errors import UsageError
-from edgecil.exemplars import random_ranking
+from edgecil.exemplars import herding, random_ranking
 from edgecil.memory.fields import COUNTS, IMAGES, columns
-from edgecil.memory.process import peak_memory
-from edgecil.method import Phase, Recipe
+from edgecil.memory.process import device_peak, peak_memory
+from edgecil.method import Phase, Preset, Recipe
 from edgecil.options import option
 from edgecil.parts.mnemonics import Mnemonics, candidates, modules, phases
 from edgecil.parts.weight_transfer import transferred
-from edgecil.settings import Optim
+from edgecil.settings import Optim, Schedule, Training
 from edgecil.units import format_bytes
 
 PAPER = (
@@ -32,11 +36,11 @@ class Options:
     """Options of ``mnemonics``; the defaults are the paper's (section 5.1) unless it is said."""
 
     mode: Literal["unrolled", "prototype"] = option(
-        "unrolled", "gradient through inner training (paper), or class means (released code)",
+        "unrolled", "through inner training (paper), or class means (released code's loss)",
         choices=("unrolled", "prototype"),
     )  # fmt: skip
     exemplars: Literal["mnemonics", "random", "herding"] = option(
-        "mnemonics", "optimised; or left as chosen, at random or by the host's ranking (Table 2)",
+        "mnemonics", "optimised; or left as chosen, at random or by herding (Table 2)",
         choices=("mnemonics", "random", "herding"),
     )  # fmt: skip
     adjust: bool = option(True, "optimise old exemplars too, each half on the other (eq. (10))")
@@ -55,6 +59,10 @@ class Options:
         "adam", "optimiser of the pixels (paper: sgd, too slow to change 8-bit pixels)",
         choices=("adam", "sgd"),
     )  # fmt: skip
+    pixel_momentum: float = option(
+        0.0, "momentum of sgd on the pixels (released code: 0.9)", low=0.0, high=1.0
+    )
+    pixel_decay: float = option(0.0, "weight decay of the pixels (released code: 0.0005)", low=0.0)
 
 
 def _settings(host: Recipe, options: Options) -> Mnemonics:
@@ -68,7 +76,9 @@ def _settings(host: Recipe, options: Options) -> Mnemonics:
         inner_lr=options.inner_lr,
         inner_batch=options.inner_batch,
         epochs=options.outer_epochs,
-        pixel_optim=Optim(options.pixel_lr, 0.0, 0.0, kind=options.pixel_optim),
+        pixel_optim=Optim(
+            options.pixel_lr, options.pixel_momentum, options.pixel_decay, kind=options.pixel_optim
+        ),
         halve_every=10,
         sigmoid=host.head_kind == "sigmoid",
         apart=host.selection.apart,
@@ -93,6 +103,14 @@ def check_host(host: Recipe) -> None:
         )
 
 
+def _peak(ctx: Context) -> str:
+    """Return where gradients through inner training lie, and how much there was, in words."""
+    device = device_peak(ctx.device)
+    if device is not None:
+        return f"tensors took {format_bytes(device)} of the GPU's memory"
+    return f"the process took {format_bytes(peak_memory()['peak_rss_bytes'])} of memory"
+
+
 def plug(host: Recipe, options: Options) -> Recipe:
     """Return ``host`` with exemplars that are optimised after its phases.
 
@@ -104,13 +122,15 @@ def plug(host: Recipe, options: Options) -> Recipe:
     method = _settings(host, options)
     # Optimisation starts from random images in the paper, from herded ones in the released code.
     drawn = options.exemplars == "random" or (method.learns and method.unrolled)
+    # A host that draws its own has no form of herding that would be preferred.
+    own = host.selection.rank
+    herded = herding if own is random_ranking else own
 
     def all_phases(setup: Setup) -> tuple[Phase, ...]:
         return (*host.phases(setup), *phases(method, setup))
 
     def end(ctx: Context) -> None:
-        peak = format_bytes(peak_memory()["peak_rss_bytes"])
-        ctx.note(f"mnemonics: the process took {peak} of memory at its peak")
+        ctx.note(f"mnemonics: {_peak(ctx)} at its peak")
         host.end(ctx)
 
     recipe = replace(
@@ -119,7 +139,7 @@ def plug(host: Recipe, options: Options) -> Recipe:
         modules=(*host.modules, *modules(method)),
         selection=replace(
             host.selection,
-            rank=random_ranking if drawn else host.selection.rank,
+            rank=random_ranking if drawn else herded,
             candidates=candidates,
         ),
         forms={kind: plug(form, options) for kind, form in host.forms.items()},
@@ -127,3 +147,22 @@ def plug(host: Recipe, options: Options) -> Recipe:
         updates_known=False,  # eq. (10) has no data of old classes but their exemplars
     )
     return transferred(recipe) if options.weight_transfer else recipe
+
+
+# Section 5.1 and, for its network and the batch, LUCIR's code that it is laid over. The optimiser
+# of the pixels stays Adam: by plain descent at the printed rate they hardly change.
+_CIFAR = Training(160, 128, Optim(0.1, 0.9, 5e-4, Schedule("step", (0.5, 0.75))))
+PRESETS: Mapping[str, Preset] = {
+    "mnemonics": Preset(_CIFAR, options={"weight_transfer": True}, arch="resnet32-b-linear"),
+    # The released code neither trains a temporary model nor adjusts nor fine-tunes. Its pixels
+    # wrap where they leave 0 to 255; here they are clamped.
+    "mnemonics-released": Preset(
+        _CIFAR,
+        options={
+            "mode": "prototype", "adjust": False, "finetune": 0, "weight_transfer": True,
+            "outer_epochs": 1, "pixel_lr": 1e-5, "pixel_optim": "sgd", "pixel_momentum": 0.9,
+            "pixel_decay": 5e-4,
+        },
+        arch="resnet32-b-linear",
+    ),
+}  # fmt: skip

@@ -10,6 +10,7 @@ nothing more, as one number per weight holds the sum.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -22,17 +23,16 @@ from edgecil.data.images import Batch
 from edgecil.errors import UsageError
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import Field
-from edgecil.method import ModuleSpec, Phase, Recipe, Source, Step, Term, Terms
+from edgecil.method import ModuleSpec, Phase, Preset, Recipe, Source, Step, Term, Terms
 from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.net import Outputs
 from edgecil.nets.taps import forward_outputs, freeze
 from edgecil.options import option
 from edgecil.parts.importance import add, sensitivity
 from edgecil.parts.lessons import continues
-from edgecil.settings import Schedule, Training
+from edgecil.settings import Optim, Schedule, Training
 
 OOD, NEW, OLD = "ood", "sides", "old-sides"
-TEMPERATURE = 2.0
 SCHEDULE = Schedule("step", (40 / 80, 60 / 80, 70 / 80))
 MAS_SHARE = 1.4
 """What the published code multiplies the side classifiers' mean importance by."""
@@ -147,10 +147,11 @@ def side_phase(options: Options, setup: Setup) -> tuple[Phase, ...]:
     )  # fmt: skip
 
 
-def taught_step(host: Step, weight: float, ctx: Context, batch: Batch) -> Terms:
+def taught_step(host: Step, weight: float, temperature: float, ctx: Context, batch: Batch) -> Terms:
     """Return the host's terms and KD_T of the old side classifiers, mean over these.
 
-    No network is asked again. Their weight is ``weight`` times that of the host's distillation.
+    No network is asked again. T is the host's, their weight ``weight`` times that of its
+    distillation.
     """
     teacher = ctx.teachers["previous"]
     with forward_outputs(ctx.net) as mine, forward_outputs(teacher) as theirs:
@@ -158,7 +159,7 @@ def taught_step(host: Step, weight: float, ctx: Context, batch: Batch) -> Terms:
     with torch.no_grad():
         wanted = ctx.teachers[OLD](theirs[-1].features)
     said = ctx.modules[OLD](mine[-1].features)
-    value = softmax_distillation(wanted.flatten(0, 1), said.flatten(0, 1), TEMPERATURE)
+    value = softmax_distillation(wanted.flatten(0, 1), said.flatten(0, 1), temperature)
     share = weight * terms["distillation"].weight
     return {**terms, "side distillation": Term(value, share, to=("backbone", OLD))}
 
@@ -171,12 +172,15 @@ def over_lwf(host: Recipe, options: Options) -> Recipe:
         for part, shape in parts.items()
     )
 
+    temperature = host.temperature
+    assert temperature is not None
+
     def phases(setup: Setup) -> tuple[Phase, ...]:
         found = host.phases(setup)
         if _taught(setup.classes):
             found = tuple(
-                replace(p, step=partial(taught_step, p.step, options.side_weight),
-                        trains=(*p.trains, OLD))
+                replace(p, trains=(*p.trains, OLD), step=partial(
+                    taught_step, p.step, options.side_weight, temperature))
                 for p in found
             )  # fmt: skip
         return (*found, *side_phase(options, setup))
@@ -242,3 +246,14 @@ def plug(host: Recipe, options: Options) -> Recipe:
         modules=(*plugged.modules, ModuleSpec(NEW, partial(_new_sides, options.sides))),
         sources=(*plugged.sources, Source(OOD, "ood", options.ood)),
     )
+
+
+# The published code's 200 epochs, divided by 10 after 120, 160 and 180. It weighs by (1 - a) and
+# a = t / (t + 1), the shares of new and old classes where all increments are of one size.
+PRESETS: Mapping[str, Preset] = {
+    "muc": Preset(
+        Training(200, 128, Optim(0.1, 0.9, 5e-4, Schedule("step", (0.6, 0.8, 0.9)))),
+        options={"balance": True},
+        arch="resnet32-b",
+    ),
+}

@@ -8,6 +8,7 @@ exactly as they decode from what will be stored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -193,6 +194,16 @@ def _active(method: Mnemonics, ctx: Context, name: str) -> Tensor:
     return torch.nonzero(_free(method, ctx, "new")[own.rows.cpu()])[:, 0].to(ctx.device)
 
 
+def held(method: Mnemonics, name: str, ctx: Context) -> Mapping[str, Tensor]:
+    """Return the mask that holds the exemplars that are not trained, against decay as well."""
+    if method.apart is None:
+        return {}
+    values = learned(ctx, name).values
+    mask = torch.zeros_like(values)
+    mask[_active(method, ctx, name)] = 1
+    return {f"{name}.values": mask}
+
+
 def unrolled_loss(
     method: Mnemonics, name: str, active: Tensor, ctx: Context, batch: Batch
 ) -> Tensor:
@@ -264,7 +275,8 @@ def pixel_step(method: Mnemonics, name: str, ctx: Context, batch: Batch) -> Term
     active = _active(method, ctx, name)
     loss = unrolled_loss if method.unrolled else prototype_loss
     with full_precision(batch.images):
-        value = loss(method, name, active, ctx, batch) if len(active) else own.values.sum()
+        # Without any that is trained the term still has a gradient: of zero.
+        value = loss(method, name, active, ctx, batch) if len(active) else 0 * own.values.sum()
     return {"exemplars": Term(value, to=(name,))}
 
 
@@ -287,7 +299,8 @@ def phases(method: Mnemonics, setup: Setup) -> tuple[Phase, ...]:
     names = [NEW] * method.learns + [HALF_A, HALF_B] * (method.adjusts and old)
     found = [
         Phase(name, partial(pixel_step, method, name), training,
-              partial(outer_images, method, name), trains=(name,), mode="eval")
+              partial(outer_images, method, name), trains=(name,), mode="eval",
+              masks=partial(held, method, name))
         for name in names
     ]  # fmt: skip
     if method.finetuning and old:

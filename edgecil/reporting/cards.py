@@ -88,13 +88,26 @@ def _section(info: MethodInfo, numbers: Sequence[str], speed: float | None) -> s
         lines += [
             f"| `{o['name']}` | {text(o['default'])} | {o['range']} | {o['help']} |" for o in own
         ]
-    if info.kind == "method" and found.presets:
+    presets = _presets(info)
+    if presets:
         lines += ["", "| preset | |", "|---|---|"]
-        lines += [f"| `{key}` | {preset_text(value)} |" for key, value in found.presets.items()]
+        lines += [f"| `{key}` | {words} |" for key, words in presets.items()]
     if numbers:
         lines += ["", "| protocol | as | average | at the end | kept | seeds |"]
         lines += ["|---|---|---|---|---|---|", *numbers]
     return "\n".join(lines) + "\n"
+
+
+def _presets(info: MethodInfo) -> dict[str, str]:
+    """Return the presets in words: a method's, or what a plug-in adds to those of its hosts."""
+    if info.kind == "method":
+        return {key: preset_text(value) for key, value in card(info.name).presets.items()}
+    found: dict[str, str] = {}
+    for host in _hosts(info.name):
+        known, plugged = card(host).presets, card(f"{host}+{info.name}").presets
+        own = {key: value for key, value in plugged.items() if key not in known}
+        found |= {key: preset_text(value) for key, value in own.items()}
+    return found
 
 
 def _own(found: Card, info: MethodInfo) -> str:

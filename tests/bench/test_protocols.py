@@ -17,6 +17,7 @@ from edgecil.data import orders
 from edgecil.engine.optim import schedule_factor
 from edgecil.errors import DataError, UsageError
 from edgecil.prepare import prepare
+from edgecil.registry import presets
 from edgecil.request import LearnRequest
 from edgecil.settings import CIFAR, Preprocess
 from edgecil.workspace import Workspace
@@ -168,6 +169,12 @@ class TestPublished:
         rows = KNOWN["abd-cifar100-b0-5"].published
         assert rows["abd"].final - rows["deepinversion"].final == pytest.approx(25.1)
 
+    def test_every_printed_row_with_mnemonics_has_weight_transfer(self):
+        for name, made in KNOWN.items():
+            for method in made.published:
+                if "mnemonics" in method:
+                    assert presets(method)[made.preset].options["weight_transfer"], name
+
     def test_final_and_average_follow_from_the_accuracies(self):
         (made,) = parse(
             "x", 'summary = "x"\nlayout = "folders"\nsplit = [1, 1]\n'
@@ -215,6 +222,8 @@ class TestEveryProtocolStarts:
             ("mfgr-cifar100-b0-5", "joint", {}),
             ("icarl-cifar100-b0-10", "icarl", {"reduction": "mean"}),
             ("m2kd-cifar100-b0-5", "lwf-mc", {}),
+            ("mnemonics-cifar100-b50-5", "lucir+mnemonics", {"weight_transfer": True}),
+            ("mnemonics-cifar100-b50-5", "lucir", {}),
         ],
     )
     def test_presets_bring_the_options_of_the_paper(self, name, method, options, folder, tmp_path):

@@ -147,6 +147,23 @@ class TestRegistry:
                 for preset in registry.presets(name).values():
                     registry.build(name, preset.options)
 
+    def test_a_plug_in_adds_its_presets_to_those_of_the_host(self):
+        def added(method):
+            host = registry.presets(method.split("+")[0])
+            found = registry.presets(method)
+            assert all(found[name] is preset for name, preset in host.items())
+            for preset in found.values():
+                registry.build(method, preset.options)
+            return set(found) - set(host)
+
+        for host in ("icarl", "bic", "lucir", "rehearsal"):
+            assert added(f"{host}+mnemonics") == {"mnemonics", "mnemonics-released"}
+        assert added("lwf+muc") == {"muc"}
+        assert added("mas+muc") == set()  # it has nothing to balance
+        assert added("icarl+mfgr") == set()  # those of mfgr are the method's own
+        with pytest.raises(UsageError, match="unknown plug-in"):
+            registry.presets("icarl+mnemonix")
+
     def test_every_option_has_a_default_in_its_range_and_a_help_text(self):
         for name, info in registry.methods().items():
             if info.kind != "method":

@@ -47,4 +47,6 @@ def test_what_is_planned_and_measured_is_shown(document):
 def test_a_plug_in_shows_its_own_options_alone(document):
     section = document.partition("\n## `mmd`")[2].partition("\n## `")[0]
     assert "| `skip` |" in section and "| `reduction` |" not in section
+    muc = document.partition("\n## `muc`")[2].partition("\n## `")[0]
+    assert "| `muc` | 200 epochs" in muc and "| `abd` |" not in muc
     assert "Multi-model distillation: old classes" in section and "LwF-MC: one" not in section

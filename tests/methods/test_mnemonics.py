@@ -1,6 +1,7 @@
 """Mnemonics over its hosts: what is chosen, what is optimised, and what is stored of it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,16 +10,21 @@ import toys
 from torch.nn import functional as F
 
 from edgecil import registry
+from edgecil.context import Classes, Setup
 from edgecil.data.pixels import to_pixels, to_values
 from edgecil.engine import increment, state
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import exemplar_images
 from edgecil.errors import UsageError
+from edgecil.exemplars import herding, random_ranking
+from edgecil.memory import process
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import COUNTS, IMAGES
 from edgecil.parts import mnemonics
 from edgecil.parts.learned_exemplars import Learned, halves
+from edgecil.parts.unrolled import unrolled
+from edgecil.parts.weight_transfer import ScaledConv
 from edgecil.settings import CIFAR, IMAGENET
 
 PLAIN = {"adjust": False, "finetune": 0}
@@ -203,7 +209,7 @@ def test_old_exemplars_change_by_adjusting_and_only_by_it(tmp_path):
 
 
 def test_images_that_bic_holds_out_stay_as_they_are(tmp_path):
-    options = {"held_out": 0.3, "inner_batch": 128}
+    options = {"held_out": 0.3, "inner_batch": 128, "pixel_decay": 0.1}
     first, second = toys.learn("bic+mnemonics", (2, 1), tmp_path, options=options)
     originals = {i.tobytes() for i in toys.image_set(range(3)).pixels.numpy()}
     for outcome in (first, second):
@@ -211,6 +217,131 @@ def test_images_that_bic_holds_out_stay_as_they_are(tmp_path):
         real = np.array([image.tobytes() in originals for image in stored(outcome)])
         assert held.any() and not held.all()
         assert np.array_equal(real, held)
+
+
+def test_without_any_that_is_trained_the_gradient_is_zero(monkeypatch):
+    ctx, phases, run = ready("bic+mnemonics", (2,), options={"pixel_decay": 0.1})
+    phase = next(p for p in phases if p.name == mnemonics.NEW)
+    monkeypatch.setattr(mnemonics, "_active", lambda *_: torch.zeros(0, dtype=torch.int64))
+    phase.prepare(ctx)
+    loop = PhaseRun(ctx, phase, phases.index(phase), run)
+    values = mnemonics.learned(ctx, mnemonics.NEW).values
+    before = values.detach().clone()
+    phase.step(ctx, loop._batch(0))["exemplars"].value.backward()
+    assert values.grad is not None and not values.grad.any()
+    loop.step(0)
+    assert torch.equal(values, before)
+
+
+def started(ctx, phases, run, name):
+    """Return the run of a phase, with all that comes before prepared and not trained."""
+    number = next(n for n, p in enumerate(phases) if p.name == name)
+    for phase in phases[: number + 1]:
+        phase.prepare(ctx)
+    return PhaseRun(ctx, phases[number], number, run)
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory):
+    """Two classes, learned with exemplars."""
+    return toys.learn("lwf-coreset", (2,), tmp_path_factory.mktemp("base"))[0].model
+
+
+def test_each_half_is_validated_on_the_other_and_new_ones_on_new_images(replayed):
+    ctx, phases, run = ready("lwf-coreset+mnemonics", (2, 1), replayed)
+    views = {p.name: p.view for p in phases}
+    loop = started(ctx, phases, run, mnemonics.HALF_B)
+    halved = {name: mnemonics.learned(ctx, name) for name in (mnemonics.HALF_A, mnemonics.HALF_B)}
+    assert all(group.count for group in halved.values())
+    with torch.no_grad():  # as they are by now, not as they were stored
+        for group in halved.values():
+            group.values.mul_(0.5)
+    for name, other in zip(halved, reversed(halved), strict=True):
+        images = views[name](ctx)
+        assert torch.equal(images.labels, halved[other].labels)
+        assert torch.equal(images.pixels, to_pixels(halved[other].values, CIFAR))
+    assert torch.equal(views[mnemonics.NEW](ctx).pixels, ctx.sets["new"].pixels)
+    before = [group.values.detach().clone() for group in halved.values()]
+    loop.step(0)
+    assert torch.equal(halved[mnemonics.HALF_A].values, before[0])
+    assert not torch.equal(halved[mnemonics.HALF_B].values, before[1])
+
+
+def test_gradients_go_through_the_training_of_scales(replayed, monkeypatch):
+    """Several inner steps beside weight transfer, against the plain form of the descent."""
+    options = {"weight_transfer": True, "inner_steps": 3, "inner_batch": 8, "inner_lr": 0.1}
+    ctx, phases, run = ready("lwf-coreset+mnemonics", (2, 1), replayed, options)
+    loop = started(ctx, phases, run, mnemonics.NEW)
+    with torch.no_grad():
+        for module in ctx.net.modules():
+            if isinstance(module, ScaledConv):
+                module.scale.uniform_(0.8, 1.2)
+    before = {name: value.clone() for name, value in ctx.net.state_dict().items()}
+    values, found, trained = mnemonics.learned(ctx, mnemonics.NEW).values, [], []
+    for train in (mnemonics.checkpointed, unrolled):
+
+        def remembered(descent, weights, images, train=train):
+            trained.append(train(descent, weights, images))
+            return trained[-1]
+
+        monkeypatch.setattr(mnemonics, "checkpointed", remembered)
+        value = loop.phase.step(ctx, loop._batch(0))["exemplars"].value
+        found.append((value.detach(), *torch.autograd.grad(value, values)))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-5)
+    assert found[0][1].abs().max() > 0
+    assert (found[0][1] - found[1][1]).abs().max() < 1e-3 * found[1][1].abs().max()
+    scales = [name for name in trained[0] if name.endswith(".scale")]
+    assert scales and all(not torch.equal(trained[0][name], before[name]) for name in scales)
+    after = ctx.net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "expected"),
+    [("rehearsal", {}, herding), ("lwf-coreset", {"ranking": "random"}, herding),
+     ("lucir", {}, herding)],
+)  # fmt: skip
+def test_herding_is_herding_over_hosts_that_draw(host, options, expected):
+    wanted = {"mnemonics": random_ranking, "random": random_ranking, "herding": expected}
+    for start, rank in wanted.items():
+        recipe = registry.build(f"{host}+mnemonics", {**options, "exemplars": start})
+        assert recipe.selection.rank is rank
+    recipe = registry.build(f"{host}+mnemonics", {**options, "mode": "prototype"})
+    assert recipe.selection.rank is expected
+    own = registry.build("bic+mnemonics", {"exemplars": "herding"}).selection.rank
+    assert own.func is herding and own.keywords == {"normalise": False}  # BiC's own form
+
+
+def test_the_preset_of_the_released_code_trains_as_it_does():
+    preset = registry.presets("icarl+mnemonics")["mnemonics-released"]
+    recipe = registry.build("icarl+mnemonics", preset.options)
+    setup = Setup(Classes((5, 5)), preset.training, {"new": 500, "kept": 100})
+    names = [p.name for p in recipe.phases(setup)]
+    assert names == ["train", mnemonics.NEW]
+    training = recipe.phases(setup)[-1].training
+    optim = training.optim
+    assert (training.epochs, optim.kind, optim.lr) == (1, "sgd", 1e-5)
+    assert (optim.momentum, optim.weight_decay) == (0.9, 5e-4)
+    paper = registry.presets("icarl+mnemonics")["mnemonics"]
+    names = [p.name for p in registry.build("icarl+mnemonics", paper.options).phases(setup)]
+    assert names[1:] == [mnemonics.NEW, mnemonics.HALF_A, mnemonics.HALF_B,
+                         "fine-tuning on exemplars"]  # fmt: skip
+
+
+def test_the_peak_is_that_of_the_gpu_where_there_is_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123_000_000)
+    gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
+    for device in (cpu, gpu):
+        process.watch_device(device)
+    assert asked == [gpu]
+    assert (process.device_peak(cpu), process.device_peak(gpu)) == (None, 123_000_000)
+    notes = []
+    for device in (cpu, gpu):
+        recipe = registry.build("icarl+mnemonics")
+        recipe.end(SimpleNamespace(device=device, note=notes.append))
+    assert "the process took" in notes[0] and "123 MB of the GPU's memory" in notes[1]
 
 
 def test_a_single_old_exemplar_has_no_other_half(tmp_path):

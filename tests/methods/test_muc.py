@@ -11,6 +11,7 @@ import toys
 from small_runs import learn
 
 from edgecil import registry
+from edgecil.context import Classes, Setup
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.errors import AdoptError, DataError, Interrupted, UsageError, WorkspaceError
@@ -66,7 +67,7 @@ def test_side_classifiers_learn_and_disagree_elsewhere_and_the_network_stays(tmp
 
 
 def test_what_the_old_side_classifiers_said_is_distilled_with_the_hosts_weight(tmp_path):
-    options = {"kd_weight": 3.0, "side_weight": 0.5}
+    options = {"kd_weight": 3.0, "side_weight": 0.5, "temperature": 5.0}
     ctx, phases, session = context("lwf+muc", (3, 2), tmp_path, options=options)
     with torch.no_grad():
         for parameter in ctx.net.parameters():
@@ -82,8 +83,22 @@ def test_what_the_old_side_classifiers_said_is_distilled_with_the_hosts_weight(t
         total = 0.0
         for rows, constant in zip(weight, bias, strict=True):
             old, new = (f.double() @ rows.double().T + constant.double() for f in features)
-            total += -(torch.softmax(old / 2, 1) * torch.log_softmax(new / 2, 1)).sum(1).mean()
+            total += -(torch.softmax(old / 5, 1) * torch.log_softmax(new / 5, 1)).sum(1).mean()
     assert float(term.value.detach()) == pytest.approx(float(total) / 3, rel=1e-4)
+
+
+def test_the_preset_weighs_by_classes_and_trains_as_the_published_code():
+    assert "muc" not in registry.presets("lwf") and "muc" not in registry.presets("mas+muc")
+    preset = registry.presets("lwf+muc")["muc"]
+    recipe = registry.build("lwf+muc", preset.options)
+    main, side = recipe.phases(Setup(Classes((20, 20)), preset.training, {"new": 1, "kept": 0}))
+    assert main.step.args[0].args[0].balance
+    schedule = main.training.optim.schedule
+    assert [round(200 * m) for m in schedule.milestones] == [120, 160, 180]
+    assert (main.training.optim.lr, main.training.optim.weight_decay) == (0.1, 5e-4)
+    epochs = side.training.epochs_for(10_000, side.part)
+    milestones = side.training.optim.schedule.milestones
+    assert [epochs, *(round(epochs * m) for m in milestones)] == [80, 40, 60, 70]
 
 
 def test_kept_is_one_row_per_side_class_and_feature_of_the_last_increment(tmp_path):
