@@ -91,6 +91,11 @@ class Phase:
     optims: Mapping[str, Optim] = field(default_factory=dict)
     """Optimisers of single groups; the others use ``training.optim``."""
 
+    smaller: str = "--batch-size {}"
+    """The setting that gives its steps another number of images."""
+    again: Callable[[Context, int], bool] | None = None
+    """Asked when the phase is over, with how often it has run. Where it returns True, it has made
+    ready for the phase to run once more, with fresh optimisers and other random numbers."""
 
 @dataclass(frozen=True)
 class ModuleSpec:

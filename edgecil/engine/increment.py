@@ -172,10 +172,13 @@ def _run_phases(
             _restore(ctx, resumed)
         else:
             phase.prepare(ctx)
-        run = PhaseRun(ctx, phase, number, session)
+        run = PhaseRun(ctx, phase, number, session, resumed.attempt if resumed else 1)
         if resumed is not None:
             run.optimisers.load(resumed.part("optimiser"))
         run.run(resumed.step if resumed else 0)
+        while phase.again is not None and phase.again(ctx, run.attempt):
+            run = PhaseRun(ctx, phase, number, session, run.attempt + 1)
+            run.run()
         measure(ctx, run, session)
         _drop_modules(ctx, task, phase.name)
 

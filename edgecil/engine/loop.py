@@ -100,7 +100,9 @@ class _Tally:
 class PhaseRun:
     """One phase being executed."""
 
-    def __init__(self, ctx: Context, phase: Phase, number: int, session: Session) -> None:
+    def __init__(
+        self, ctx: Context, phase: Phase, number: int, session: Session, attempt: int = 1
+    ) -> None:
         self.ctx, self.phase, self.number, self.session = ctx, phase, number, session
         images = view_of(ctx, phase)
         ctx.show(images)
@@ -110,6 +112,7 @@ class PhaseRun:
         self.images = len(images) if images else 0
         self.per_epoch = self.loader.steps if self.loader else 1
         epochs = phase.training.epochs_for(self.images, phase.part) if self.loader else 0
+        self.attempt = attempt
         self.steps = epochs * self.per_epoch if phase.steps is None else phase.steps
         self.optimisers = Optimisers(ctx, phase)
         ctx.net.train(phase.mode == "train")
@@ -119,8 +122,9 @@ class PhaseRun:
             parameter.requires_grad_(True)
         self.tally = _Tally()
 
-    def _key(self) -> tuple[int, int, int]:
-        return self.session.seed, self.ctx.classes.increment, self.number
+    def _key(self) -> tuple[int, *tuple[int | str, ...]]:
+        key = self.session.seed, self.ctx.classes.increment, self.number
+        return key if self.attempt == 1 else (*key, f"attempt {self.attempt}")
 
     def _batch(self, step: int) -> Batch | None:
         if self.loader is None:
@@ -179,7 +183,8 @@ class PhaseRun:
         if session.folder is not None and session.world.leads:
             state.save(
                 session.folder, self.ctx, self.optimisers.tensors(), session.first_teachers,
-                phase=self.number, step=step, compute=session.compute.to_json(),
+                phase=self.number, step=step, attempt=self.attempt,
+                compute=session.compute.to_json(),
                 seconds=session.clock.seconds, cpu_seconds=session.clock.cpu_seconds,
                 images=session.images,
             )  # fmt: skip

@@ -37,6 +37,8 @@ class Saved:
     """Images trained on before the interruption."""
     extra_teachers: tuple[str, ...]
     tensors: Mapping[str, Tensor]
+    attempt: int = 1
+    """Which run of the phase it was, of those that it was given."""
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of one part by their names inside it."""

@@ -214,10 +214,9 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
         if not setup.classes.old:
             return host.phases(setup)
         (train,) = host.phases(setup)
-        recording, inheriting = donor.phases(setup)
+        recording, _ = donor.phases(setup)
         return recording, replace(
-            train, step=partial(plugged, options, host.temperature, train.step),
-            prepare=_both(inheriting.prepare, train.prepare),
+            train, step=partial(plugged, options, host.temperature, train.step)
         )  # fmt: skip
 
     return replace(

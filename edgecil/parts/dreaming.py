@@ -7,7 +7,7 @@ the increment: nothing is kept. A warm start keeps the generator, in a declared 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -147,28 +147,22 @@ def synthesis_step(
     return {name: Term(loss.value, loss.weight, (SOURCE,)) for name, loss in losses.items()}
 
 
-def settle(options: DreamOptions, objective: synthesis.Objective, steps: int, ctx: Context) -> None:
-    """See whether the source shows more than one class; train it again from other seeds if not.
+def once_more(options: DreamOptions, ctx: Context, attempt: int) -> bool:
+    """Return whether the trained source shows one class alone; it then is a new one, untrained.
 
     Raises:
-        TrainingError: it never does.
+        TrainingError: it was the last attempt.
     """
     source, teacher, old = source_of(ctx), ctx.teachers["previous"], ctx.classes.old
     if options.collapse == "accept" or old == 1:
-        return
-    schedule = synthesis.Schedule(steps, batch_of(options, ctx.setup), options.synthesis_lr)
-
-    def counts() -> Tensor:
-        torch.manual_seed(ctx.stream("variety").initial_seed())
-        return synthesis.shown(source.eval(), teacher, old, schedule.batch)
-
-    def again(attempt: int) -> None:
-        fresh = _new_source(options, ctx, f"{SOURCE}-{attempt}")
-        source.load_state_dict(fresh.state_dict())
-        torch.manual_seed(ctx.stream(f"{PHASE}-{attempt}").initial_seed())
-        synthesis.fit(source, teacher, objective, old, schedule)
-
-    synthesis.insist(counts, again, ATTEMPTS, ctx.note)
+        return False
+    torch.manual_seed(ctx.stream("variety").initial_seed())
+    found = synthesis.shown(source.eval(), teacher, old, batch_of(options, ctx.setup))
+    if not synthesis.wants_another(found, attempt, ATTEMPTS, ctx.note):
+        return False
+    fresh = _new_source(options, ctx, f"{SOURCE}-{attempt + 1}")
+    source.load_state_dict(fresh.state_dict())
+    return True
 
 
 def dream_phases(
@@ -184,9 +178,12 @@ def dream_phases(
     training = Training(batch_size=count, optim=optim)
     dreaming = partial(synthesis_step, objective, count)
     return (
-        Phase(PHASE, dreaming, training, None, steps, (SOURCE,), mode="eval"),
-        replace(train, prepare=partial(settle, options, objective, steps)),
-    )
+        Phase(
+            PHASE, dreaming, training, None, steps, (SOURCE,), mode="eval",
+            smaller="--set synthesis_batch={}", again=partial(once_more, options),
+        ),
+        train,
+    )  # fmt: skip
 
 
 def begin(ctx: Context) -> None:

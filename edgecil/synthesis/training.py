@@ -114,6 +114,29 @@ def fit(
     source.eval()
 
 
+def wants_another(found: Tensor, attempt: int, attempts: int, say: Callable[[str], None]) -> bool:
+    """Return whether attempt number ``attempt``, from 1, collapsed; another is announced then.
+
+    ``found`` are the images per class that :func:`shown` counted.
+
+    Raises:
+        TrainingError: it was the last of ``attempts``.
+    """
+    if not collapsed(found):
+        return False
+    if attempt >= attempts:
+        raise TrainingError(
+            f"synthesis collapsed in {attempts} of {attempts} attempts: all images are taken for "
+            f"class {int(found.argmax())} of {len(found)}",
+            hint="more synthesis steps, or a larger weight of the diversity",
+        )
+    say(
+        f"all synthetic images are taken for class {int(found.argmax())}: once more with "
+        f"another seed (attempt {attempt + 1} of {attempts})"
+    )
+    return True
+
+
 def insist(
     counts: Callable[[], Tensor],
     again: Callable[[int], None],
@@ -125,18 +148,7 @@ def insist(
     Raises:
         TrainingError: after ``attempts`` all images are still taken for one class.
     """
-    for attempt in range(1, attempts + 1):
-        found = counts()
-        if not collapsed(found):
-            return
-        if attempt < attempts:
-            say(
-                f"all synthetic images are taken for class {int(found.argmax())}: once more with "
-                f"another seed (attempt {attempt + 1} of {attempts})"
-            )
-            again(attempt + 1)
-    raise TrainingError(
-        f"synthesis collapsed in {attempts} of {attempts} attempts: all images are taken for "
-        f"class {int(found.argmax())} of {len(found)}",
-        hint="more synthesis steps, or a larger weight of the diversity",
-    )
+    attempt = 1
+    while wants_another(counts(), attempt, attempts, say):
+        attempt += 1
+        again(attempt)

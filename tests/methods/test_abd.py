@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgecil import registry
-from edgecil.engine import increment
+from edgecil.engine import increment, state
+from edgecil.engine.events import Note, PhaseStarted, Progress
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import dimensions
-from edgecil.errors import AdoptError, TrainingError, UsageError
+from edgecil.errors import AdoptError, Interrupted, TrainingError, UsageError
 from edgecil.losses.replay import output_distance, padded_distillation, weighted_cross_entropy
 from edgecil.memory.plan import plan
 from edgecil.nets.net import NetSpec
@@ -247,27 +248,61 @@ class TestCollapse:
         texts = [event.text for event in said if hasattr(event, "text")]
         assert sum("taken for class 1: once more" in text for text in texts) == 2
 
-    def test_a_second_seed_helps_and_is_said(self, base, monkeypatch):
-        ctx, phases, session = second("abd", {"collapse": "retry"}, base=base)
-        PhaseRun(ctx, phases[0], 0, session).run()
-        before = {k: v.clone() for k, v in ctx.modules[SOURCE].state_dict().items()}
-        counts = iter([[9, 0, 0], [4, 3, 2]])
-        monkeypatch.setattr(
-            "edgecil.synthesis.training.shown", lambda *a: torch.tensor(next(counts))
-        )
+    def test_a_second_seed_begins_anew_and_is_said(self, base, monkeypatch):
+        ctx, phases, _ = second("abd", {"collapse": "retry"}, base=base)
+        before = ctx.modules[SOURCE].linear.weight.clone()
+        monkeypatch.setattr("edgecil.synthesis.training.shown", lambda *a: torch.tensor([9, 0, 0]))
         said = []
         ctx.note = said.append
-        phases[1].prepare(ctx)
+        assert phases[0].again(ctx, 1)
         assert len(said) == 1
-        after = ctx.modules[SOURCE].state_dict()
-        assert not torch.equal(after["linear.weight"], before["linear.weight"])
+        assert not torch.equal(before, ctx.modules[SOURCE].linear.weight)
 
     def test_images_of_several_classes_are_left_as_they_are(self, base, monkeypatch):
         ctx, phases, _ = second("abd", {"collapse": "retry"}, base=base)
         before = ctx.modules[SOURCE].linear.weight.clone()
         monkeypatch.setattr("edgecil.synthesis.training.shown", lambda *a: torch.tensor([1, 8, 0]))
-        phases[1].prepare(ctx)
+        assert not phases[0].again(ctx, 1)
         assert torch.equal(before, ctx.modules[SOURCE].linear.weight)
+
+    def test_a_stop_in_another_attempt_saves_it_and_the_run_goes_on(
+        self, base, monkeypatch, tmp_path
+    ):
+        """The first attempt collapses; steps of the second are seen, saved and not repeated."""
+
+        def looks(source, net, classes, batch):
+            said = [e.text for e in seen if hasattr(e, "text")]
+            return torch.tensor([4, 3, 2] if any("once more" in t for t in said) else [9, 0, 0])
+
+        monkeypatch.setattr("edgecil.synthesis.training.shown", looks)
+        given = toys.task("abd", (3, 2), base, options={"collapse": "retry"})
+        sets = toys.sets_of(given, toys.image_set(range(3, 5)))
+
+        def run(stop_at=math.inf, saved=None):
+            polls = iter(range(1000))
+            session = toys.session(
+                folder=tmp_path, listener=seen.append, poll_seconds=0.0,
+                should_stop=lambda: next(polls) + 1 >= stop_at,
+            )  # fmt: skip
+            return increment.train(given, sets, session, saved=saved)
+
+        seen = []
+        whole = run()
+        names = {PhaseStarted: "name", Progress: "phase"}
+        events = [(getattr(e, names[type(e)]), e.step) for e in seen if type(e) in names]
+        dreamed = [step for name, step in events if name == "synthesis"]
+        assert dreamed == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+        seen = []
+        with pytest.raises(Interrupted):
+            run(stop_at=5)  # four steps are polled three times
+        saved = state.load(tmp_path)
+        assert (saved.phase, saved.attempt, saved.step) == (0, 2, 2)
+        seen.clear()
+        seen.append(Note("once more"))
+        resumed = run(saved=saved)
+        assert toys.equal(resumed.model.net, whole.model.net)
+        first = next(e for e in seen if isinstance(e, PhaseStarted))
+        assert (first.name, first.step) == ("synthesis", 2)
 
 
 class TestBadInput:
@@ -310,7 +345,7 @@ class TestSizes:
         terms = phases[0].step(ctx, None)
         assert "diversity" not in terms and "one old class" in said[0]
         PhaseRun(ctx, phases[0], 0, session).run()
-        phases[1].prepare(ctx)  # one class is no collapse
+        assert not phases[0].again(ctx, 1)  # one class is no collapse
 
     @pytest.mark.parametrize("size", [64, 224])
     def test_larger_images(self, size, base):
