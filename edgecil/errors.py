@@ -7,6 +7,7 @@ EdgecilError
 │   └── UnfinishedRun     an interrupted run waits to be resumed or discarded  (exit 1)
 ├── AdoptError            a method cannot continue from what is kept            (exit 1)
 ├── TrainingError         training failed; the last good version is untouched  (exit 1)
+├── OutOfMemory           the device had no room for a step; the run can go on   (exit 1)
 ├── BudgetError           the kept memory cannot fit the budget                (exit 3)
 ├── VerificationError     an exported graph does not agree with the model      (exit 4)
 ├── DependencyMissing     a package that this command needs is not there       (exit 1)
@@ -67,6 +68,19 @@ class TrainingError(EdgecilError):
     """Training failed; the last good version is untouched."""
 
     code = "training_failed"
+
+
+class OutOfMemory(EdgecilError):
+    """The device had no room for a step of training; the run so far is saved.
+
+    ``smaller`` is what to add to the command so that this phase needs less.
+    """
+
+    code = "out_of_memory"
+
+    def __init__(self, message: str, *, smaller: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or f"start over with {smaller}")
+        self.smaller = smaller
 
 
 class BudgetError(EdgecilError):

@@ -26,6 +26,7 @@ from edgecil.errors import (
     BudgetError,
     DataError,
     DependencyMissing,
+    OutOfMemory,
     TrainingError,
     UsageError,
     WorkspaceError,
@@ -77,6 +78,7 @@ def learn(
 
     Raises:
         Interrupted: stopped by ``should_stop`` or the time limit; resume continues.
+        OutOfMemory: the device had no room for a step; where there is more, resume continues.
         BudgetError: what is kept does not fit; if it shows after training, resume continues.
         EdgecilError: whatever else went wrong; the workspace is as it was.
     """
@@ -132,6 +134,13 @@ def learn(
         except BudgetError as error:
             # Hours of training are not thrown away because their memory is too small.
             raise BudgetError(error.message, hint=OVER_BUDGET) from None
+        except OutOfMemory as error:
+            # Other programs may have had the memory: the run waits.
+            over = request.command(
+                *error.smaller.split(), "--discard", "--workspace", str(workspace.root)
+            )
+            hint = f"{over}; or make room and edgecil learn --resume"
+            raise OutOfMemory(error.message, smaller=error.smaller, hint=hint) from error
         except (TrainingError, DataError):
             # It would fail in the same way again: there is nothing to resume.
             if world.leads:

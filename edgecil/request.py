@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -20,6 +21,8 @@ AFTER_FOREIGN = {"sigmoid": DEFAULT_METHOD, "softmax": "lwf"}
 DEFAULT_CODEC = "webp-lossless"
 DEFAULT_PER_CLASS = 20
 PRECISIONS = ("auto", "float32", "bfloat16")
+WITHOUT_FLAG = ("class_order", "training", "augment", "preprocess")
+"""Settings that the command line does not offer."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,25 @@ class LearnRequest:
             raise UsageError(f"the workspace's preprocessing is {parent.input}")
         if self.weights is not None:
             raise UsageError("--weights starts a new workspace; this one has a network already")
+
+    def command(self, *more: str) -> str:
+        """Return the command line that asks for the same, and for ``more``.
+
+        What only the library can be asked for is left out.
+        """
+        words = ["edgecil", "learn"]
+        for known in fields(self):
+            name, value = known.name, getattr(self, known.name)
+            flag = "--" + name.replace("_", "-")
+            if name == "options":
+                words += [w for k, v in value.items() for w in ("--set", f"{k}={v}")]
+            elif value == known.default or name in WITHOUT_FLAG:
+                continue
+            elif isinstance(value, bool):
+                words.append(flag if value else flag.replace("--", "--no-"))
+            else:
+                words += [flag, str(value)]
+        return shlex.join([*words, *more])
 
     def save(self, folder: Path, **extra: Any) -> None:
         """Write the request, and what else a resume must know, into the run's folder.

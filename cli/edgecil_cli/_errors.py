@@ -13,6 +13,8 @@ from edgecil.errors import EdgecilError
 from edgecil_runtime.errors import RuntimeFault
 
 BUG = 70
+# Training says itself what makes it smaller: see edgecil.errors.OutOfMemory.
+ROOM = "end other programs that use the memory, or try another --device"
 # Typer carries its own copy of click since 0.26: its base classes are reached by the public one.
 _USAGE: Any = typer.BadParameter.__mro__[1]
 _EXPECTED = {
@@ -40,8 +42,8 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, OSError) and (failure := _system(error)):
         return failure
     if _out_of_memory(error):
-        hint = "a smaller --batch-size, or another --device"
-        return Failure("out_of_memory", f"the memory ran out: {_first_line(error)}", hint, 1)
+        text = f"the memory ran out: {_first_line(error)}".rstrip(": ")
+        return Failure("out_of_memory", text, ROOM, 1)
     # torch is not imported here: whoever got this far into it has done so.
     text = f"{type(error).__name__}: {_first_line(error)}".rstrip(": ")
     hint = "please report it with the traceback: run the same again with EDGECIL_DEBUG=1"
@@ -73,7 +75,7 @@ def _system(error: OSError) -> Failure | None:
         hint = "free some space and run the same again"
         return Failure("disk_full", f"{where}no space left on the disk", hint, 1)
     if error.errno == errno.ENOMEM:
-        return Failure("out_of_memory", "the memory ran out", "a smaller --batch-size", 1)
+        return Failure("out_of_memory", "the memory ran out", ROOM, 1)
     if error.errno in _EXPECTED and where:
         return Failure("os_error", f"{where}{(error.strerror or '').lower()}", None, 1)
     return None

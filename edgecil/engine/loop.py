@@ -21,7 +21,7 @@ from edgecil.engine.compute import Compute
 from edgecil.engine.distributed import World
 from edgecil.engine.events import Listener, PhaseStarted, Progress, ignore
 from edgecil.engine.optim import Optimisers
-from edgecil.errors import Interrupted, TrainingError
+from edgecil.errors import Interrupted, OutOfMemory, TrainingError
 from edgecil.method import Phase, Terms
 from edgecil.settings import Augment, Preprocess
 
@@ -67,6 +67,14 @@ def view_of(ctx: Context, phase: Phase) -> ImageSet | None:
     return ctx.sets[phase.view]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that there was no memory left, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # What the allocator of the CPU raises has no class of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 class _Tally:
     """Running sums of the terms on the device, read back a few times per second."""
 
@@ -104,6 +112,7 @@ class PhaseRun:
         self, ctx: Context, phase: Phase, number: int, session: Session, attempt: int = 1
     ) -> None:
         self.ctx, self.phase, self.number, self.session = ctx, phase, number, session
+        self.attempt = attempt
         images = view_of(ctx, phase)
         ctx.show(images)
         self.loader = images and Loader(
@@ -112,7 +121,6 @@ class PhaseRun:
         self.images = len(images) if images else 0
         self.per_epoch = self.loader.steps if self.loader else 1
         epochs = phase.training.epochs_for(self.images, phase.part) if self.loader else 0
-        self.attempt = attempt
         self.steps = epochs * self.per_epoch if phase.steps is None else phase.steps
         self.optimisers = Optimisers(ctx, phase)
         ctx.net.train(phase.mode == "train")
@@ -194,8 +202,22 @@ class PhaseRun:
 
         Raises:
             TrainingError: a term became NaN or infinite.
+            OutOfMemory: there was no room for a step.
             Interrupted: a stop was asked for; the run state is saved.
         """
+        try:
+            self._run(first)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            count = self.phase.training.batch_size
+            raise OutOfMemory(
+                f"the memory of {self.ctx.device} ran out in phase {self.phase.name!r} with "
+                f"{count} images per step; versions stay as they were",
+                smaller=self.phase.smaller.format(max(1, count // 2)),
+            ) from error
+
+    def _run(self, first: int) -> None:
         session, start = self.session, time.monotonic()
         session.clock.start()
         session.listener(
