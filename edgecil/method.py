@@ -74,7 +74,8 @@ class Phase:
     ``trains`` the parameter groups, ``masks`` optionally gives per parameter name a mask of
     elements that may change, which holds for gradient, weight decay and momentum alike.
     ``prepare`` runs when the phase begins and not again when a run resumes inside it: what it
-    does must be in the network, in modules or teachers.
+    does must be in the network, in modules or teachers. A dry run prepares every phase, too, on a
+    network that the phases before have hardly trained.
     """
 
     name: str
