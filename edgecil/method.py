@@ -37,6 +37,7 @@ from edgecil.data.images import Batch, ImageSet
 from edgecil.memory.fields import Field
 from edgecil.nets.rules import ArgmaxRule, Rule
 from edgecil.settings import Augment, Optim, Training
+from edgecil.synthesis.dreams import Dreaming
 
 Groups = tuple[str, ...]
 STUDENT: Groups = ("backbone", "head")
@@ -91,12 +92,12 @@ class Phase:
     """Epochs of this phase as a part of those that ``training`` gives."""
     optims: Mapping[str, Optim] = field(default_factory=dict)
     """Optimisers of single groups; the others use ``training.optim``."""
-
     smaller: str = "--batch-size {}"
     """The setting that gives its steps another number of images."""
     again: Callable[[Context, int], bool] | None = None
     """Asked when the phase is over, with how often it has run. Where it returns True, it has made
     ready for the phase to run once more, with fresh optimisers and other random numbers."""
+
 
 @dataclass(frozen=True)
 class ModuleSpec:
@@ -200,6 +201,8 @@ class Recipe:
     temperature: float | None = None
     """T of its term ``distillation``, which is KD_T of all old units: a plug-in may then distil
     more images alike. None: it has no such term."""
+    dreams: Dreaming | None = None
+    """How it makes images of old classes, where it does."""
     sources: tuple[Source, ...] = ()
     selection: Selection | None = None
     begin: Callable[[Context], None] = nothing

@@ -55,8 +55,14 @@ def diagnose(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     synthetic_steps: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Steps per image.", rich_help_panel=EXPERT)
-    ] = 300,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Steps of synthesis; default: as the method has them.",
+            rich_help_panel=EXPERT,
+        ),
+    ] = None,
     seed: Annotated[int, value("Of the synthetic images.", "N", EXPERT)] = 0,
 ) -> None:
     """Draw what a version confuses, where it looks and drifts."""

@@ -29,8 +29,6 @@ from edgecil.workspace import VersionManifest, Workspace
 from edgecil_runtime.container import write_atomic
 
 REPORT = "diagnose.json"
-STEPS = 300
-"""Steps of Adam by which synthetic images are made."""
 DRAWN = 300
 """Points of each sample in a plane; t-SNE is computed from these alone."""
 FEWEST = 4
@@ -72,7 +70,7 @@ def diagnose(
     version: int | None = None,
     output: PathLike | None = None,
     synthetic: int = 0,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
     say: Say = lambda text: None,
@@ -81,7 +79,9 @@ def diagnose(
 
     Classes of the version's own increment are new, those before it old; of a first version all
     are old. Real new images are those of ``new_data`` where it is given, else test images.
-    ``synthetic`` images of the old classes are made from the version before, in ``steps`` steps.
+    ``synthetic`` images of the old classes are made from the version before, as the version's
+    method makes them, in its own number of ``steps`` unless one is given; where the method makes
+    none, by 300 steps of pixels.
 
     Raises:
         DataError: there are no images of old classes, or none of the new ones in ``new_data``.
@@ -145,11 +145,9 @@ def _before(case: _Case) -> Model:
     return case.model if parent is None else load_version(case.place, parent)[1]
 
 
-def _dreamed(case: _Case, count: int, steps: int, seed: int) -> Synthetic:
+def _dreamed(case: _Case, count: int, steps: int | None, seed: int) -> Synthetic:
     source = _before(case)
-    return dream(
-        source, case.model, case.manifest.input, case.compute, count, steps, seed, case.say
-    )  # fmt: skip
+    return dream(source, case.model, case.manifest, case.compute, count, steps, seed, case.say)
 
 
 def _planes(samples: Samples, folder: Path, say: Say) -> list[Path]:

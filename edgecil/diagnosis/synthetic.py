@@ -1,4 +1,4 @@
-"""Synthetic images of old classes, made as an increment would make them."""
+"""Synthetic images of old classes: as the version's method makes them, where it makes some."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgecil import registry
 from edgecil.data.images import ImageSet
 from edgecil.data.loader import evaluation_batches
 from edgecil.diagnosis.look import BATCH, look, spread
 from edgecil.engine.compute import Compute
+from edgecil.errors import UsageError
 from edgecil.model import Model
-from edgecil.settings import Preprocess
-from edgecil.synthesis.dreams import synthesise
+from edgecil.synthesis.dreams import Dreaming, synthesise
+from edgecil.workspace import VersionManifest
 
 CLASSES = 20
 """Classes that a sheet has room for."""
 EACH = 10
 """Images of each class on a sheet."""
+PLAIN = Dreaming(batch=64)
+"""For versions whose method makes no images: pixels, by ABD's losses."""
+_NAMES = {"generator": "a generator", "pixels": "pixels"}
 
 
 class Synthetic(NamedTuple):
@@ -44,24 +49,49 @@ class Synthetic(NamedTuple):
         return dict(zip(names, counts, strict=True))
 
 
+def manner_of(manifest: VersionManifest) -> Dreaming | None:
+    """Return how the method of a version makes images; None where it makes none.
+
+    A kept generator (``warm_start``) is not gone on from: that of a diagnosis begins anew.
+    """
+    try:
+        preset = registry.presets(manifest.method).get(manifest.training.get("preset") or "")
+        options = {**(preset.options if preset else {}), **manifest.options}
+        return registry.build(manifest.method, options).dreams
+    except UsageError:  # a model from elsewhere, or a method that is not installed here
+        return None
+
+
 def dream(
     source: Model,
     model: Model,
-    preprocess: Preprocess,
+    manifest: VersionManifest,
     compute: Compute,
     count: int,
-    steps: int,
+    steps: int | None,
     seed: int,
     say: Callable[[str], None],
 ) -> Synthetic:
     """Return ``count`` images of what ``source`` knows, as ``model`` sees them.
+
+    They are made as the method of ``manifest`` makes them, in its steps unless ``steps`` are
+    given; where it makes none, pixels are optimised by ABD's losses. What is done is said.
 
     Raises:
         AdoptError: the network of ``source`` has no batch-norm statistics.
         TrainingError: all images show one class, in every attempt.
     """
     net = source.net.to(compute.torch_device).eval()
-    pixels = synthesise(net, preprocess, count, steps, seed, say=say)
+    preprocess, own = manifest.input, manner_of(manifest)
+    manner = own or PLAIN
+    steps = steps or manner.steps
+    by = f"as {manifest.method} makes them" if own else f"{manifest.method} makes none of its own"
+    say(f"synthetic images by {steps:,} steps of {_NAMES[manner.source]}: {by}")
+    pixels = synthesise(
+        net, preprocess, count, steps, seed, source=manner.source,
+        batch=manner.batch or int(manifest.training["batch_size"]), lr=manner.lr,
+        mode=manner.mode, objective=manner.objective, say=say,
+    )  # fmt: skip
     # They are as large as the network's input: there is nothing to cut off.
     whole = replace(preprocess, resize=preprocess.size)
     labels = torch.zeros(count, dtype=torch.int64)

@@ -37,6 +37,7 @@ from edgecil.method import (
 from edgecil.options import option
 from edgecil.parts.dreaming import DreamOptions, dream_recipe, source_of
 from edgecil.settings import Optim, Training
+from edgecil.synthesis.dreams import Dreaming
 from edgecil.synthesis.recording import Recording
 
 Slot = Callable[[Context], None]
@@ -63,6 +64,11 @@ class RecordingOptions(DreamOptions):
         low=0.0, high=100.0,
     )  # fmt: skip
     synthetic: int = option(0, "generated images per step, whatever the ratio; 0: by it", low=0)
+
+    @property
+    def manner(self) -> Dreaming:
+        """How images are made: drawn in train mode (see :func:`generated`)."""
+        return replace(super().manner, mode="train")
 
     def objective(self) -> Recording:
         """Return what is asked of the generator."""
@@ -221,7 +227,7 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
 
     return replace(
         host, phases=phases, fields=(*host.fields, *donor.fields),
-        modules=donor.modules, asks_lessons=False,
+        modules=donor.modules, dreams=donor.dreams, asks_lessons=False,
         begin=_both(host.begin, donor.begin), end=_both(host.end, donor.end),
         forms={head: plug(form, options) for head, form in host.forms.items()},
     )  # fmt: skip

@@ -33,6 +33,7 @@ from edgecil.nets.build import load_arrays, net_arrays
 from edgecil.options import option
 from edgecil.settings import Optim, Schedule, Training
 from edgecil.synthesis import training as synthesis
+from edgecil.synthesis.dreams import RATES, Dreaming
 from edgecil.synthesis.generator import Generator, generator_shapes
 from edgecil.synthesis.objective import Inversion
 from edgecil.synthesis.pixels import Pixels
@@ -84,6 +85,18 @@ class DreamOptions:
         "retry", "when all images show one class: other seeds, then fail; or go on",
         choices=("retry", "accept"),
     )  # fmt: skip
+
+    @property
+    def rate(self) -> float:
+        """Adam's learning rate in the synthesis."""
+        return self.synthesis_lr or RATES[self.source]
+
+    @property
+    def manner(self) -> Dreaming:
+        """How images are made, in one value."""
+        return Dreaming(
+            self.source, self.synthesis_steps, self.rate, self.synthesis_batch, self.objective()
+        )
 
     def objective(self) -> Inversion:
         """Return what is asked of the images."""
@@ -219,6 +232,7 @@ def dream_recipe(
         phases=partial(dream_phases, options, options.objective(), step),
         modules=(ModuleSpec(SOURCE, partial(build_source, options)),),
         teachers=previous_net,
+        dreams=options.manner,
         begin=begin,
         adopt=needs_head("softmax"),
         base=base,

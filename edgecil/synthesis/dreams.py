@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -24,6 +25,22 @@ RATES = {"pixels": 0.05, "generator": 1e-3}
 ATTEMPTS = 3
 
 
+@dataclass(frozen=True)
+class Dreaming:
+    """How a method makes images."""
+
+    source: Literal["pixels", "generator"] = "pixels"
+    steps: int = 300
+    """Of each batch of pixels, or of the generator."""
+    lr: float | None = None
+    """Adam's learning rate; None: that of the source."""
+    batch: int = 0
+    """Images of a step; 0: as many as in a step of training."""
+    objective: Objective = field(default_factory=Inversion)
+    mode: Literal["eval", "train"] = "eval"
+    """Of the generator, when images are drawn from it."""
+
+
 def _silent(text: str) -> None:
     """Tell nobody."""
 
@@ -37,6 +54,8 @@ def synthesise(
     *,
     source: Literal["pixels", "generator"] = "pixels",
     batch: int = 64,
+    lr: float | None = None,
+    mode: Literal["eval", "train"] = "eval",
     objective: Objective | None = None,
     varied: bool = True,
     say: Callable[[str], None] = _silent,
@@ -45,9 +64,10 @@ def synthesise(
     """Return ``count`` synthetic images, uint8 ``(count, S, S, 3)`` on the CPU.
 
     ``net`` is not changed, and computes where it is; the result depends on the arguments alone.
-    ``steps`` are those of each batch of pixels, or of the generator; ``told(done, total)`` hears
-    of them. Images that shall be ``varied`` and are all taken for one class are made again, up to
-    three times in all, and ``say`` is told.
+    ``steps`` are those of each batch of pixels, or of the generator, which learns from ``batch``
+    images at a time however few are wanted; ``told(done, total)`` hears of them. Images that
+    shall be ``varied`` and are all taken for one class are made again, up to three times in all,
+    and ``say`` is told.
 
     Raises:
         AdoptError: the network has no batch-norm statistics.
@@ -56,7 +76,7 @@ def synthesise(
     check_statistics(net)
     teacher, wanted = freeze(net), objective or Inversion()
     device = next(teacher.parameters()).device
-    batch = min(batch, count)
+    part, rate = min(batch, count), RATES[source] if lr is None else lr
     images = torch.empty(0)
 
     def attempt(number: int) -> None:
@@ -64,17 +84,18 @@ def synthesise(
         torch.manual_seed(stream_seed(seed, "synthesis", number))
         made: Pixels | Generator
         if source == "pixels":
-            made = Pixels(preprocess, count, batch, steps).to(device)
+            made = Pixels(preprocess, count, part, steps).to(device)
             length = made.total_steps
         else:
             made, length = Generator(preprocess.size).to(device), steps
-        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, RATES[source]), told)
+        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, rate), told)
+        made.train(mode == "train")
         with torch.no_grad():
-            images = made.all() if isinstance(made, Pixels) else _drawn(made, count, batch)
+            images = made.all() if isinstance(made, Pixels) else _drawn(made, count, part)
 
     def counts() -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([teacher(part).logits for part in torch.split(images, batch)])
+            logits = torch.cat([teacher(part).logits for part in torch.split(images, part)])
         return torch.bincount(logits[:, : teacher.classes].argmax(dim=1), minlength=teacher.classes)
 
     cuda = [device.index or 0] if device.type == "cuda" else []

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,14 +16,19 @@ from PIL import Image
 from edgecil import api
 from edgecil.data.images import ImageSet
 from edgecil.diagnosis import run as running
+from edgecil.diagnosis import synthetic as making
 from edgecil.diagnosis.distance import bandwidth, mean_image_distance, squared_mmd
 from edgecil.diagnosis.look import look, spread
 from edgecil.diagnosis.run import diagnose
 from edgecil.engine.compute import Compute
 from edgecil.errors import DataError, DependencyMissing, WorkspaceError
 from edgecil.losses.attention import attention_distance, grad_attention
+from edgecil.nets.build import build
+from edgecil.nets.net import NetSpec
 from edgecil.prepare import load_version
 from edgecil.settings import CIFAR
+from edgecil.synthesis import dreams
+from edgecil.synthesis.recording import Recording
 from edgecil.upkeep import rename
 from edgecil.workspace import Workspace
 
@@ -219,3 +225,51 @@ def test_after_a_rename_images_are_made_from_the_increment_before(folders, known
         manifest, model = load_version(place, version)
         case = running._Case(place, manifest, model, Compute("cpu", 1, "float32"), print)
         assert running._before(case).net.classes == classes == case.old
+
+
+@pytest.mark.usefixtures("small_generators")
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("deepinversion", {"synthesis_steps": 3, "statistics": 7.0, "synthesis_batch": 5},
+         {"source": "generator", "lr": 1e-3, "batch": 5, "mode": "eval"}),
+        ("abd", {"synthesis_steps": 3, "source": "pixels"},
+         {"source": "pixels", "lr": 0.05, "batch": 8, "mode": "eval"}),
+        ("icarl+mfgr", {"synthesis_steps": 3, "statistics": 7.0},
+         {"source": "generator", "lr": 0.01, "batch": 8, "mode": "train"}),
+        ("lwm", {}, {"source": "pixels", "lr": None, "batch": 64, "mode": "eval"}),
+    ],
+)  # fmt: skip
+def test_images_are_made_as_the_versions_method_makes_them(
+    method, options, expected, known, monkeypatch
+):
+    manifest, model = load_version(Workspace(known), 2)
+    training = {**manifest.training, "batch_size": 8}
+    manifest = replace(manifest, method=method, options=options, training=training)
+    asked, said, real = [], [], making.synthesise
+
+    def spy(net, preprocess, count, steps, seed, **settings):
+        asked.append((steps, settings))
+        return real(net, preprocess, count, min(steps, 2), seed, varied=False, **settings)
+
+    monkeypatch.setattr(making, "synthesise", spy)
+    compute = Compute("cpu", 1, "float32")
+    for steps in (None, 2):
+        made = making.dream(model, model, manifest, compute, 3, steps, 0, said.append)
+        assert made.pixels.shape == (3, 32, 32, 3)
+    assert [steps for steps, _ in asked] == [options.get("synthesis_steps", 300), 2]
+    settings = asked[0][1]
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["objective"].statistics == options.get("statistics", 50.0)
+    assert isinstance(settings["objective"], Recording) == ("mfgr" in method)
+    assert f"{asked[0][0]} steps of" in said[0] and method in said[0]
+
+
+def test_a_generator_learns_from_whole_batches_however_few_images_are_wanted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(dreams, "fit", lambda *a, **k: seen.append(a[4]))
+    net = build(NetSpec("resnet8"), 3)
+    monkeypatch.setattr(dreams, "check_statistics", lambda net: None)
+    for source in ("generator", "pixels"):
+        dreams.synthesise(net, CIFAR, 2, 5, source=source, batch=16, lr=0.3, varied=False)
+    assert [(s.batch, s.lr) for s in seen] == [(16, 0.3), (16, 0.3)]
