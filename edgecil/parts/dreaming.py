@@ -64,8 +64,9 @@ class DreamOptions:
         5000, "steps of the generator, or of every batch of pixels", low=1
     )
     synthesis_lr: float = option(
-        1e-3, "Adam's learning rate in them; pixels want 0.05", low=0.0, high=10.0
-    )
+        0.0, "Adam's learning rate in them; 0: 0.001 for a generator, 0.05 for pixels",
+        low=0.0, high=10.0,
+    )  # fmt: skip
     synthesis_batch: int = option(0, "images per step of it; 0: the batch size", low=0)
     content: float = option(1.0, "weight of confident predictions (eq. (2))", low=0.0)
     diversity: float = option(1.0, "weight of even class frequencies (eq. (1))", low=0.0)
@@ -186,7 +187,7 @@ def dream_phases(
     if not setup.classes.old:
         return (train,)
     steps = options.synthesis_steps * (POOL if options.source == "pixels" else 1)
-    optim = Optim(options.synthesis_lr, 0.0, 0.0, Schedule("constant"), "adam")
+    optim = Optim(options.rate, 0.0, 0.0, Schedule("constant"), "adam")
     count = batch_of(options, setup)
     training = Training(batch_size=count, optim=optim)
     dreaming = partial(synthesis_step, objective, count)

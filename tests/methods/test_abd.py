@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgecil import registry
+from edgecil.context import Classes
 from edgecil.engine import increment, state
 from edgecil.engine.events import Note, PhaseStarted, Progress
 from edgecil.engine.increment import begin
@@ -303,6 +304,21 @@ class TestCollapse:
         assert toys.equal(resumed.model.net, whole.model.net)
         first = next(e for e in seen if isinstance(e, PhaseStarted))
         assert (first.name, first.step) == ("synthesis", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 1e-3), ({"source": "pixels"}, 0.05), ({"source": "pixels", "synthesis_lr": 0.2}, 0.2),
+        ({"synthesis_lr": 0.01}, 0.01),
+    ],
+)  # fmt: skip
+def test_the_learning_rate_is_that_of_the_source_unless_it_is_given(options, rate):
+    setup = increment.Setup(Classes((3, 2)), toys.TRAINING, {"new": 12, "kept": 0})
+    for method in METHODS:
+        assert registry.build(method, options).phases(setup)[0].training.optim.lr == rate
+    recorded = registry.build("mfgr", options).phases(setup)[0].training.optim.lr
+    assert recorded == options.get("synthesis_lr", 0.01), "MFGR has its own"
 
 
 class TestBadInput:
