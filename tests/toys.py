@@ -89,9 +89,11 @@ def small(method: str) -> dict[str, object]:
 def built(method: str, options=None):
     """Return the recipe of ``method``, which may be ``method:name=value:name=value``."""
     variant = Variant.parse(method)
-    return registry.build(
-        variant.method, {**small(variant.method), **variant.options, **(options or {})}
-    )
+    wanted = {**variant.options, **(options or {})}
+    # Options of a generator are refused where there is none.
+    no_generator = variant.method == "mfgr" and wanted.get("kd_synthetic") is False
+    first = {} if no_generator else small(variant.method)
+    return registry.build(variant.method, {**first, **wanted})
 
 
 def task(method: str, groups, previous=None, budget=None, options=None, **changes) -> Task:

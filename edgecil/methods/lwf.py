@@ -16,6 +16,7 @@ from typing import Literal
 
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
+from edgecil.errors import UsageError
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.method import (
@@ -65,7 +66,13 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
 
 
 def recipe(options: Options) -> Recipe:
-    """Return the recipe of LwF."""
+    """Return the recipe of LwF.
+
+    Raises:
+        UsageError: weights beside ``balance``, which gives its own.
+    """
+    if options.balance and (options.ce_weight, options.kd_weight) != (1, 1):
+        raise UsageError("balance gives both weights: ce_weight and kd_weight go without it")
     return Recipe(
         "lwf",
         phases=one_phase(partial(step, options)),

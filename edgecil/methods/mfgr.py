@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
 
@@ -167,11 +167,28 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     return terms
 
 
+def _of_generator(options: Options) -> list[str]:
+    """Return the options of the generator that are neither the default nor a preset's."""
+    given = {f.name: getattr(options, f.name) for f in fields(RecordingOptions)}
+    return [
+        name
+        for name, value in given.items()
+        if value != getattr(Options, name)
+        and all(value != preset.options.get(name) for preset in PRESETS.values())
+    ]
+
+
 def recipe(options: Options) -> Recipe:
-    """Return the recipe of MFGR."""
+    """Return the recipe of MFGR.
+
+    Raises:
+        UsageError: options of a generator that there is none of.
+    """
     training = partial(step, options)
     if options.kd_synthetic:
         return dream_recipe("mfgr", options, training)
+    if unused := _of_generator(options):
+        raise UsageError(f"kd_synthetic=false has no generator, and no use for {', '.join(unused)}")
     return Recipe(
         "mfgr", one_phase(training), teachers=previous_net, adopt=needs_head("softmax"),
         base=SOFTMAX_BASE,

@@ -33,7 +33,7 @@ def base(tmp_path_factory):
 
 def started(previous, method="mfgr", sizes=(3, 2), width=None, **options):
     """Return the context of an increment in its last phase, the phases, and one batch."""
-    even = {"ratio": 1.0} if "mfgr" in method else {}
+    even = {"ratio": 1.0} if "mfgr" in method and options.get("kd_synthetic", True) else {}
     given = toys.task(method, sizes, previous, options={**even, **options}, width=width)
     new = toys.image_set(range(sum(sizes[:-1]), sum(sizes)))
     session = toys.session()
@@ -290,6 +290,21 @@ def test_options_as_a_plug_in_are_those_that_act():
     with pytest.raises(UsageError, match="no option 'kd_real'"):
         registry.build("icarl+mfgr", {"kd_real": False})
     assert registry.build("icarl+mfgr", {"weight": 2.0}).name == "icarl+mfgr"
+
+
+def test_options_of_a_generator_that_there_is_none_of_are_refused():
+    for name, value in (("synthesis_steps", 100), ("ratio", 2.0), ("collapse", "accept")):
+        with pytest.raises(UsageError, match=f"kd_synthetic=false .* no use for {name}"):
+            registry.build("mfgr", {"kd_synthetic": False, name: value})
+    for preset in ({}, *(preset.options for preset in registry.presets("mfgr").values())):
+        assert not registry.build("mfgr", {**preset, "kd_synthetic": False}).modules
+
+
+@pytest.mark.parametrize("weight", ["ce_weight", "kd_weight"])
+def test_weights_beside_those_of_the_balance_are_refused(weight):
+    with pytest.raises(UsageError, match="balance gives both weights"):
+        registry.build("lwf", {"balance": True, weight: 2.0})
+    assert registry.build("lwf", {"balance": True, weight: 1.0}).name == "lwf"
 
 
 @pytest.mark.parametrize("name", ["mfgr", "mfgr-released"])
