@@ -321,6 +321,73 @@ def test_the_learning_rate_is_that_of_the_source_unless_it_is_given(options, rat
     assert recorded == options.get("synthesis_lr", 0.01), "MFGR has its own"
 
 
+class TestTerms:
+    """The baselines' losses, written out in float64."""
+
+    def compared(self, method, base, options, reference):
+        """Compare the terms of a step, on images and outputs of the step itself."""
+        ctx, phases, session = second(method, options, base=base)
+        run, seen, taught = PhaseRun(ctx, phases[1], 1, session), [], []
+        batch = run._batch(0)
+        ctx.net.register_forward_hook(lambda m, a, outputs: seen.append(outputs.logits))
+        ctx.teachers["previous"].register_forward_hook(
+            lambda m, images, outputs: taught.append((images[0], outputs.logits))
+        )
+        with torch.no_grad():  # student and teacher must differ, or a swap would not show
+            ctx.net.head.weight.add_(0.3 * torch.randn_like(ctx.net.head.weight))
+        terms = phases[1].step(ctx, batch)
+        n = len(batch.labels)
+        assert torch.equal(taught[0][0][:n], batch.images) and len(seen) == len(taught) == 1
+        wanted = reference(seen[0].detach().double(), taught[0][1].double()[:, :3], batch.labels)
+        assert terms.keys() == wanted.keys()
+        for name, (weight, value) in wanted.items():
+            assert terms[name].weight == weight, name
+            assert terms[name].value.item() == pytest.approx(float(value), rel=1e-5), name
+
+    @staticmethod
+    def kd(teacher, student, heat):
+        """Return the mean over images of -sum p log q."""
+        total = 0.0
+        for t, s in zip(rows(teacher / heat), rows(student / heat), strict=True):
+            padded = [math.exp(v) for v in log_softmax(t)] + [0.0] * (len(s) - len(t))
+            total -= sum(p * q for p, q in zip(padded, log_softmax(s), strict=True))
+        return total / len(teacher)
+
+    @staticmethod
+    def ce(logits, labels):
+        chosen = [log_softmax(r)[y] for r, y in zip(rows(logits), labels.tolist(), strict=True)]
+        return -sum(chosen) / len(chosen)
+
+    @pytest.mark.parametrize("units", ["seen", "old"])
+    def test_deepinversion(self, base, units):
+        """ABD eqs. (8) and (9): a teacher that is padded by zeros; the code's on real images."""
+
+        def reference(z, taught, labels):
+            n, real = len(labels), slice(0, 5 if units == "seen" else 3)
+            return {
+                "classification": (1.0, self.ce(z[:n, :5], labels)),
+                "distillation, real": (0.7, self.kd(taught[:n], z[:n, real], 3.0)),
+                "distillation, synthetic": (0.7, self.kd(taught[n:], z[n:, :5], 3.0)),
+            }
+
+        options = {"real_units": units, "temperature": 3.0, "kd_weight": 0.7}
+        self.compared("deepinversion", base, options, reference)
+
+    @pytest.mark.parametrize("scope", ["new", "seen"])
+    def test_lwf_synthetic(self, base, scope):
+        """LwF's KD_T over the old units, on new and synthetic images alike."""
+
+        def reference(z, taught, labels):
+            n, first = len(labels), 3 if scope == "new" else 0
+            return {
+                "classification": (1.0, self.ce(z[:n, first:5], labels - first)),
+                "distillation": (0.7, self.kd(taught, z[:, :3], 3.0)),
+            }
+
+        options = {"ce_scope": scope, "temperature": 3.0, "kd_weight": 0.7}
+        self.compared("lwf-synthetic", base, options, reference)
+
+
 class TestBadInput:
     @pytest.mark.parametrize("method", METHODS)
     def test_a_base_without_statistics_is_refused_before_training(self, method, base):
