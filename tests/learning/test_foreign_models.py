@@ -281,3 +281,27 @@ def test_a_version_cannot_be_made_where_nothing_can_be_written(delivered, tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(WorkspaceError):
         api.init(**delivered("resnet18"), **LOOK, workspace=tmp_path / "file" / "w")
+
+
+def test_a_model_without_batch_norm_statistics_is_refused_before_it_is_dreamed_of(
+    delivered, tmp_path, folders
+):
+    """A file without them is not taken; one with those of an untrained network not dreamed of."""
+    given = delivered("resnet18")
+    state = torchvision_model("resnet18").state_dict()
+    bare = {name: value for name, value in state.items() if "running_" not in name}
+    torch.save(bare, tmp_path / "bare.pt")
+    with pytest.raises(UsageError, match=r"bn1\.running_mean"):
+        api.init(**{**given, "weights": tmp_path / "bare.pt"}, **LOOK, workspace=tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+    untrained = {
+        name: torch.full_like(value, float("running_var" in name)) if "running_" in name else value
+        for name, value in state.items()
+    }
+    torch.save(untrained, tmp_path / "untrained.pt")
+    api.init(**{**given, "weights": tmp_path / "untrained.pt"}, **LOOK, workspace=tmp_path / "w")
+    before = small_runs.tree(tmp_path / "w" / "versions")
+    with pytest.raises(AdoptError, match="untrained") as caught:
+        api.learn(folders[0], workspace=tmp_path / "w", method="abd", precision="float32", epochs=1)
+    assert "running_mean" in caught.value.hint
+    assert small_runs.tree(tmp_path / "w" / "versions") == before
