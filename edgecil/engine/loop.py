@@ -214,7 +214,7 @@ class PhaseRun:
             raise OutOfMemory(
                 f"the memory of {self.ctx.device} ran out in phase {self.phase.name!r} with "
                 f"{count} images per step; versions stay as they were",
-                smaller=self.phase.smaller.format(max(1, count // 2)),
+                smaller=self.phase.smaller.format(count // 2) if count > 1 else "--device cpu",
             ) from error
 
     def _run(self, first: int) -> None:

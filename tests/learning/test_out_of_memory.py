@@ -65,6 +65,13 @@ def test_the_phase_and_what_makes_it_smaller_are_named(phase, own, folders, monk
     assert api.learn(workspace=own, resume=True).manifest.version == 2
 
 
+def test_fewer_images_than_one_are_not_asked_for(own, folders, monkeypatch):
+    monkeypatch.setattr(PHASES["synthesis"][0], failing(ERRORS[0]))
+    with pytest.raises(OutOfMemory) as caught:
+        learn(folders[1], own, options={"synthesis_batch": 1})
+    assert caught.value.smaller == "--device cpu"
+
+
 def test_other_errors_stay_what_they_are(own, folders, monkeypatch):
     monkeypatch.setattr(PHASES["train"][0], failing(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
