@@ -42,6 +42,18 @@ def test_three_increments_and_what_the_manifests_say(folders, tmp_path):
     assert first.labels == ("class-0", "class-1")
 
 
+def test_the_peak_of_the_gpus_memory_is_recorded_and_none_without_one(
+    folders, tmp_path, monkeypatch
+):
+    watched = []
+    monkeypatch.setattr("edgecil.learning.watch_device", watched.append)
+    for number, peak in enumerate((None, 2**30)):
+        monkeypatch.setattr("edgecil.learning.device_peak", lambda device, peak=peak: peak)
+        training = learn(folders[number], tmp_path / ".edgecil").manifest.training
+        assert training["peak_device_bytes"] == peak and training["peak_rss_bytes"] > 0
+    assert [device.type for device in watched] == ["cpu", "cpu"]
+
+
 def test_test_folders_are_remembered_by_later_increments(folders, tmp_path):
     root = tmp_path / ".edgecil"
     for number, folder in enumerate(folders[:2]):
