@@ -86,6 +86,8 @@ def learn(
         if request is not None or discard:
             raise UsageError("resume continues the interrupted run: it takes no other settings")
         request, settled = LearnRequest.load(workspace.run)
+        if memory_budget == request.memory_budget:
+            memory_budget = None
         if memory_budget is not None:
             request = replace(
                 request, memory_budget=memory_budget, exemplars_per_class=None, exemplars_total=None

@@ -162,7 +162,7 @@ def learn(
     if resume:
         if discard or dry_run:
             raise UsageError("--resume goes with neither --discard nor --dry-run")
-        budget = {k: settings.pop(k) for k in ("memory_budget",) if k in settings}
+        budget = _another_budget(ctx, settings)
         _refuse_changes(ctx, LearnRequest.load(place.run)[0], settings)
         settings = budget
     elif new_data is None:
@@ -207,6 +207,14 @@ def _option(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise UsageError(f"--set {text}: expected NAME=VALUE", hint="like --set beta=2")
     return name.strip(), setting.strip()
+
+
+def _another_budget(ctx: typer.Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the budget that a run is resumed with, where one was typed, out of ``settings``."""
+    budget = settings.pop("memory_budget", None)
+    source = ctx.get_parameter_source("memory_budget")
+    typed = budget is not None and (source is None or source.name == "COMMANDLINE")
+    return {"memory_budget": budget} if typed else {}
 
 
 def _refuse_changes(ctx: typer.Context, saved: LearnRequest, settings: Mapping[str, Any]) -> None:

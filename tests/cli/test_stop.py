@@ -10,6 +10,7 @@ import time
 import pytest
 
 from edgecil.engine.events import PhaseStarted, Stage
+from edgecil.workspace import Workspace
 from edgecil_cli._stop import Stop
 
 TRAINING = PhaseStarted("train", 0, 1, 0, 100, 640)
@@ -113,6 +114,19 @@ def test_resume_refuses_other_settings_and_names_them(ask, interrupted, first):
         "--time-limit", "0.01s",
     )  # fmt: skip
     assert answer.code == 130
+
+
+def test_a_resumed_run_takes_another_budget(ask, first, tmp_path):
+    answer = ask(
+        "learn", "--new-data", first, "--method", "rehearsal", "--epochs", 40, "--arch", "resnet8",
+        "--no-record-ranges", "--memory-budget", "20kB", "--time-limit", "0.01s",
+        "--workspace", tmp_path,
+    )  # fmt: skip
+    assert answer.code == 130, answer.err
+    answer = ask("learn", "--resume", "--memory-budget", "30kB", "--workspace", tmp_path)
+    assert answer.code == 0, answer.err
+    kept = Workspace(tmp_path).manifest().kept
+    assert kept["budget"]["bytes"] == 30_000 and 20_000 < kept["bytes"] <= 30_000
 
 
 def test_discard_starts_over(ask, first, tmp_path, interrupted):
