@@ -61,8 +61,9 @@ def herding(
 def herding_dot(features: Tensor, count: int, generator: Generator | None = None) -> Tensor:
     """Return the picks of iCaRL's published code: int64 indices of at most ``count`` images.
 
-    w starts as the mean; pick argmax_i w . phi_i, then w += mu - phi_pick. An image may be
-    picked again and is listed once; after 1000 picks the list ends, perhaps short.
+    w starts as the mean; pick argmax_i w . phi_i, then w += mu - phi_pick. Of unit vectors these
+    are the picks of :func:`herding`, except that an image may be picked again and is listed once;
+    after 1000 picks the list ends, perhaps short.
     """
     points = _points(features, True)
     mean = points.mean(0)

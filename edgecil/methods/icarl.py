@@ -34,10 +34,9 @@ class Options:
         "nearest-mean", "classify by class means or by the head (hybrid 1)",
         choices=("nearest-mean", "argmax"),
     )  # fmt: skip
-    ranking: Literal["herding", "herding-dot"] = option(
-        "herding", "exemplars by Algorithm 4, or by dot products (the published code)",
-        choices=("herding", "herding-dot"),
-    )  # fmt: skip
+    repeats: bool = option(
+        False, "herding may pick an image again, and lists it once (the published code)"
+    )
 
 
 def nearest_mean(ctx: Context) -> Rule:
@@ -52,7 +51,7 @@ def recipe(options: Options) -> Recipe:
         options.reduction,
         view="new+kept",
         fields=exemplar_fields(),
-        selection=Selection(herding if options.ranking == "herding" else herding_dot),
+        selection=Selection(herding_dot if options.repeats else herding),
         rule=nearest_mean if options.rule == "nearest-mean" else argmax_rule,
         updates_known=True,
     )
@@ -61,7 +60,7 @@ def recipe(options: Options) -> Recipe:
 PRESETS: Mapping[str, Preset] = {
     "icarl": Preset(
         ICARL_TRAINING,
-        options={"reduction": "mean", "ranking": "herding-dot"},
+        options={"reduction": "mean", "repeats": True},
         arch="resnet32-linear",
         head_width=100,
     ),

@@ -220,7 +220,7 @@ class TestEveryProtocolStarts:
             ("abd-cifar100-b0-10", "joint", {"scratch": True}),
             ("mfgr-cifar100-b0-5", "lwf", {"ce_scope": "new", "balance": True}),
             ("mfgr-cifar100-b0-5", "joint", {}),
-            ("icarl-cifar100-b0-10", "icarl", {"reduction": "mean", "ranking": "herding-dot"}),
+            ("icarl-cifar100-b0-10", "icarl", {"reduction": "mean", "repeats": True}),
             ("m2kd-cifar100-b0-5", "lwf-mc", {}),
             ("mnemonics-cifar100-b50-5", "lucir+mnemonics", {"weight_transfer": True}),
             ("mnemonics-cifar100-b50-5", "lucir", {}),

@@ -114,6 +114,18 @@ def test_dot_form_agrees_with_icarls_code():
     assert herding_dot(torch.from_numpy(features), 12).tolist() == wanted
 
 
+def test_the_dot_form_differs_where_it_comes_back_to_an_image():
+    features = np.array([[3.2, -2.6], [1.6, -0.6], [0.7, -0.2], [-0.8, -0.2], [0.3, 3.3]])
+    points = features / np.linalg.norm(features, axis=1, keepdims=True)
+    weight, seen, mean = points.mean(0), [], points.mean(0)
+    for _ in range(20):
+        seen.append(int(np.argmax(points @ weight)))
+        weight = weight + mean - points[seen[-1]]
+    assert len(set(seen[:3])) < 3
+    found, once = (f(torch.from_numpy(features), 4).tolist() for f in (herding_dot, herding))
+    assert found == list(dict.fromkeys(seen))[:4] != once
+
+
 def test_nearest_and_random():
     features = torch.tensor([[5.0], [0.0], [2.0], [1.0]])
     assert nearest_to_mean(features, 3, normalise=False).tolist() == [2, 3, 1]
