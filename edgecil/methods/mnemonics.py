@@ -21,6 +21,7 @@ from edgecil.memory.process import device_peak, peak_memory
 from edgecil.method import Phase, Preset, Recipe
 from edgecil.options import option
 from edgecil.parts.mnemonics import Mnemonics, candidates, modules, phases
+from edgecil.parts.unrolled import check_twice_differentiable
 from edgecil.parts.weight_transfer import transferred
 from edgecil.settings import Optim, Schedule, Training
 from edgecil.units import format_bytes
@@ -129,6 +130,11 @@ def plug(host: Recipe, options: Options) -> Recipe:
     def all_phases(setup: Setup) -> tuple[Phase, ...]:
         return (*host.phases(setup), *phases(method, setup))
 
+    def begin(ctx: Context) -> None:
+        host.begin(ctx)
+        if method.learns and method.unrolled:
+            check_twice_differentiable(ctx.net)
+
     def end(ctx: Context) -> None:
         ctx.note(f"mnemonics: {_peak(ctx)} at its peak")
         host.end(ctx)
@@ -143,6 +149,7 @@ def plug(host: Recipe, options: Options) -> Recipe:
             candidates=candidates,
         ),
         forms={kind: plug(form, options) for kind, form in host.forms.items()},
+        begin=begin,
         end=end,
         updates_known=False,  # eq. (10) has no data of old classes but their exemplars
     )

@@ -22,7 +22,7 @@ from edgecil.nets.heads import LinearHead
 from edgecil.nets.net import pooled
 from edgecil.nets.taps import forward_outputs
 from edgecil.parts.lessons import Reduction, check_host, continues, lesson, unit_weight
-from edgecil.parts.snapshots import STAGE, Snapshot
+from edgecil.parts.snapshots import STAGE, Snapshot, check_rows
 
 NAME = "auxiliary"
 PARTS = ("weight", "bias")
@@ -95,6 +95,10 @@ def keep_auxiliary(host: Recipe) -> Recipe:
     """
     check_host(host, "auxiliary distillation")
 
+    def begin(ctx: Context) -> None:
+        check_rows(ctx, "auxiliary distillation")
+        host.begin(ctx)
+
     def teachers(ctx: Context) -> dict[str, nn.Module]:
         if ctx.previous is None:
             return {}
@@ -112,6 +116,7 @@ def keep_auxiliary(host: Recipe) -> Recipe:
             ctx.keeps.write(f"{NAME}.{part}", values.detach().cpu().numpy())
 
     return replace(
-        host, fields=(*host.fields, *FIELDS), teachers=teachers, asks_lessons=False, end=end,
+        host, fields=(*host.fields, *FIELDS), teachers=teachers, asks_lessons=False,
+        begin=begin, end=end,
         adopt=continues(host, FIELDS),
     )  # fmt: skip

@@ -254,6 +254,20 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
 
 
+def check_rows(ctx: Context, part: str) -> None:
+    """Do nothing for a network whose head is all rows, one per class.
+
+    Raises:
+        UsageError: there is a hidden layer below them, which ``part`` does not keep.
+    """
+    if not isinstance(ctx.net.head, LinearHead):
+        raise UsageError(
+            f"{part} keeps the rows of a linear head, this network's is "
+            f"{type(ctx.net.head).__name__}",
+            hint="--arch resnet32 or another residual network",
+        )
+
+
 def _check(history: History, ctx: Context) -> None:
     """Refuse a network that cannot be kept, or that has no weights left to learn with.
 
@@ -261,12 +275,7 @@ def _check(history: History, ctx: Context) -> None:
         UsageError: the head is not a linear one.
         TrainingError: a layer has no free weight left.
     """
-    if not isinstance(ctx.net.head, LinearHead):
-        raise UsageError(
-            "multi-model distillation keeps the rows of a linear head, this network's is "
-            f"{type(ctx.net.head).__name__}",
-            hint="--arch resnet32 or another residual network",
-        )
+    check_rows(ctx, "multi-model distillation")
     if history.pruning:
         check_room(ctx, history.pruning)
 

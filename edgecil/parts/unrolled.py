@@ -12,11 +12,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from edgecil.errors import UsageError
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights, Tensor, int], Tensor]
 """``(weights, images, step) -> scalar``: the inner loss of a step, numbered from 0."""
+
+
+ONCE = (nn.Hardswish, nn.Hardsigmoid)
+"""Layers whose gradient torch cannot differentiate again."""
+
+
+def check_twice_differentiable(net: nn.Module) -> None:
+    """Do nothing for a network that inner training can be differentiated through.
+
+    Raises:
+        UsageError: it has layers whose gradient has no derivative.
+    """
+    found = sorted({type(m).__name__ for m in net.modules() if isinstance(m, ONCE)})
+    if found:
+        raise UsageError(
+            f"unrolled mnemonics differentiate twice, which {' and '.join(found)} cannot be",
+            hint="--set mode=prototype trains nothing inside; or --arch resnet32",
+        )
 
 
 @dataclass(frozen=True)
