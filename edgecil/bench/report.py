@@ -38,7 +38,7 @@ def write(folder: Path) -> Report:
     text = results.markdown(found, known.published if known else None)
     table.write_text(text, encoding="utf-8")
     rows = results.summaries(found)
-    curves = {row.name: (row.runs[0]["classes"], row.accuracy) for row in rows}
+    curves = {row.label: (row.runs[0]["classes"], row.accuracy) for row in rows}
     drawn = []
     for suffix in plots.FORMATS:
         drawn.append(plots.learning_curves(curves, folder / f"accuracy{suffix}"))

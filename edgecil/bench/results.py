@@ -14,6 +14,7 @@ from edgecil import metrics
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
+from edgecil.units import format_bytes
 
 # Student's t at 0.975 for 1, 2, ... degrees of freedom.
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -50,11 +51,25 @@ def load(folder: Path) -> list[Result]:
     return found
 
 
+def _said(key: str, value: Any) -> str:
+    """Return a setting in a word or two, for the name of a row."""
+    match key:
+        case "memory_budget":
+            return format_bytes(value)
+        case "exemplars_per_class":
+            return f"{value} per class"
+        case "exemplars_total":
+            return f"{value} in all"
+        case "codec":
+            return str(value)
+    return f"{key.replace('_', ' ')} {value}"
+
+
 def _name(results: Sequence[Result]) -> None:
     """Name every result by its method and by the settings that are not those of all."""
     for result in results:
         own = [
-            f"{key.replace('_', ' ')} {value}"
+            _said(key, value)
             for key, value in sorted(result["settings"].items())
             if any(r["settings"].get(key) != value for r in results)
         ]
@@ -67,6 +82,8 @@ class Summary:
 
     name: str
     runs: tuple[Result, ...]
+    label: str
+    """For figures: as much of the name as tells it from the others, the method at least."""
 
     @property
     def seeds(self) -> int:
@@ -115,8 +132,16 @@ def summaries(results: Sequence[Result]) -> list[Summary]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result["name"], []).append(result)
-    made = [Summary(n, tuple(runs)) for n, runs in groups.items()]
+    firsts = [runs[0] for runs in groups.values()]
+    made = [Summary(n, tuple(runs), _label(runs[0], firsts)) for n, runs in groups.items()]
     return sorted(made, key=lambda s: -(s.mean("average") or 0))
+
+
+def _label(result: Result, others: Sequence[Result]) -> str:
+    for form in ("method", "variant"):
+        if sum(other[form] == result[form] for other in others) == 1:
+            return str(result[form])
+    return str(result["name"])
 
 
 def paired(

@@ -61,7 +61,7 @@ def _point(row: Summary) -> Point:
     average = row.mean("average")
     assert average is not None
     return Point(
-        row.name, row.kept_bytes, average, row.deviation("average"), row.seeds,
+        row.label, row.kept_bytes, average, row.deviation("average"), row.seeds,
         row.runs[0]["method"] == ORACLE,
     )  # fmt: skip
 
