@@ -70,3 +70,9 @@ def test_what_fits_and_what_does_not() -> None:
     assert caught.value.hint == (
         "export with --precision int8, or take a target with more memory: none has"
     )
+
+
+@pytest.mark.parametrize("name", ["rpi4", "rpi5"])
+def test_boards_sold_with_several_memories_say_which_is_meant(name):
+    target = targets.load(name)
+    assert target.note.startswith(f"The {target.ram // 10**9} GB board.")
