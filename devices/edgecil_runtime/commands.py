@@ -83,7 +83,10 @@ def show_evaluate(result: Dict[str, Any]) -> str:
         f"top-1      {_percent(result['top1'])}",
         f"top-5      {_percent(result['top5'])}",
         f"old / new  {_percent(result['old'])} / {_percent(result['new'])}",
-        f"latency    {latency['p50']:.2f} ms   p95 {latency['p95']:.2f}   p99 {latency['p99']:.2f}",
+        f"latency    {latency['p50']:.2f} ms"
+        + "".join(
+            f"   {name} {latency[name]:.2f}" for name in ("p95", "p99") if latency[name] is not None
+        ),
     ]
     if result["peak_rss_bytes"] is not None:
         lines.append(

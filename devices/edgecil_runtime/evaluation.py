@@ -7,7 +7,7 @@ import unicodedata
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from edgecil_runtime.images import PathLike, list_images
 from edgecil_runtime.manifest import Manifest, manifest_digest
 
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Protocol, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 
 
 TOP = 5
+# How many measurements each takes: from 20 on one of them lies above p95, from 100 on above p99.
+_PERCENTILES = {50: 1, 95: 20, 99: 100}
+
+
+def percentiles(
+    times: Union[Sequence[float], NDArray[np.float32]],
+) -> Dict[str, Optional[float]]:
+    """Return ``{"p50", "p95", "p99"}`` of some times; None where there are too few to tell."""
+    return {
+        f"p{share}": float(np.percentile(times, share)) if len(times) >= least else None
+        for share, least in _PERCENTILES.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -71,10 +83,9 @@ class Evaluation:
         return self.top5_hits / self.n
 
     @property
-    def latency_ms(self) -> Dict[str, float]:
-        """Percentiles of the time of one prediction, in milliseconds."""
-        p50, p95, p99 = np.percentile(self.milliseconds, (50, 95, 99)).tolist()
-        return {"p50": p50, "p95": p95, "p99": p99}
+    def latency_ms(self) -> Dict[str, Optional[float]]:
+        """Percentiles of the time of one prediction, in milliseconds; see :func:`percentiles`."""
+        return percentiles(self.milliseconds)
 
     @property
     def per_class(self) -> Dict[str, Optional[float]]:

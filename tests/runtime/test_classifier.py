@@ -155,8 +155,8 @@ def test_evaluate_counts(classifier, tmp_path, toy):
     answer = json.loads(json.dumps(result.to_json()))
     assert answer["old"] == 1 and answer["new"] == pytest.approx(4 / 6)
     assert answer["by_increment"] == [1, pytest.approx(4 / 6)]
-    assert 0 < answer["latency_ms"]["p50"] <= answer["latency_ms"]["p95"]
-    assert answer["latency_ms"]["p95"] <= answer["latency_ms"]["p99"]
+    assert answer["latency_ms"]["p50"] > 0
+    assert answer["latency_ms"]["p95"] is answer["latency_ms"]["p99"] is None  # of 12 images
     resident = answer["anon_bytes"] + answer["file_bytes"]
     assert 0 < answer["anon_bytes"] < resident <= answer["peak_rss_bytes"] + 1e6
 
