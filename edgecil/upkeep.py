@@ -99,8 +99,10 @@ def rename(workspace: Workspace, old: str, new: str) -> VersionManifest:
         before = workspace.manifest()
         row = _row_of(before, old)
         others = {folded(name) for name in before.names if name != before.names[row]}
-        if not new.strip() or not new.isprintable() or folded(new) in others:
-            raise UsageError(f"a class cannot be called {new!r}: no name, or that of another")
+        if not new.strip() or not new.isprintable():
+            raise UsageError(f"a class cannot be called {new!r}: that is no name")
+        if folded(new) in others:
+            raise UsageError(f"{new!r} is another class already")
         classes = [dict(entry) for entry in before.classes]
         classes[row]["name"] = new
         note = f"version {before.version} with class {before.names[row]!r} called {new!r}"

@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -38,6 +39,19 @@ REQUEST = "request.json"
 REMOVED = f"{WEIGHTS} is missing: removed by edgecil gc, or lost"
 
 
+def with_workspace(command: str, chosen: str | os.PathLike[str] | None) -> str:
+    """Return the command about the workspace that was given as ``chosen``, ready to be typed."""
+    return command if chosen is None else f"{command} --workspace {shlex.quote(str(chosen))}"
+
+
+def normal_path(path: Path) -> Path:
+    """Return an absolute path without ``..``, where that leads to the same place."""
+    given = path.absolute()
+    short = Path(os.path.normpath(given))
+    # Behind a symbolic link ".." is another folder than the one before it.
+    return short if short.resolve() == given.resolve() else given
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -56,8 +70,13 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 class Workspace:
     """A workspace directory; reading needs no lock, writing happens inside :meth:`locked`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, chosen: str | os.PathLike[str] | None = None) -> None:
         self.root = root
+        self._chosen = chosen
+
+    def command(self, text: str) -> str:
+        """Return a command for hints; it names the workspace where the user had to."""
+        return with_workspace(text, self._chosen)
 
     @classmethod
     def find(cls, explicit: str | os.PathLike[str] | None = None) -> Self:
@@ -67,7 +86,7 @@ class Workspace:
         """
         chosen = explicit or os.environ.get("EDGECIL_WORKSPACE")
         if chosen:
-            return cls(Path(chosen).absolute())
+            return cls(normal_path(Path(chosen)), explicit)
         here = Path.cwd()
         for folder in (here, *here.parents):
             if (folder / FOLDER).is_dir():
@@ -112,9 +131,13 @@ class Workspace:
         try:
             return int((self.root / "current").read_text())
         except FileNotFoundError:
+            if self.waits:
+                raise UnfinishedRun(
+                    "no version yet: an interrupted run waits", hint=self._ways_on()
+                ) from None
             raise WorkspaceError(
                 f"no workspace at {self.root}",
-                hint="edgecil learn --method lwm --new-data dir/",
+                hint="edgecil learn --method lwm --new-data dir/, or --workspace DIR",
             ) from None
         except ValueError as error:
             raise WorkspaceError(f"{self.root / 'current'} is damaged: {error}") from None
@@ -131,8 +154,13 @@ class Workspace:
         """
         number = self.current() if version is None else version
         if not self.path(number).is_dir():
-            raise WorkspaceError(f"no version {number}; there are {self.versions()}")
+            raise self._no_version(number)
         return VersionManifest.read(self.path(number) / MANIFEST)
+
+    def _no_version(self, number: int) -> WorkspaceError:
+        known = self.versions()
+        there = f"there are {', '.join(map(str, known))}" if known else "there is none"
+        return WorkspaceError(f"no version {number}; {there}")
 
     def lineage(self, version: int) -> list[int]:
         """Return ``version`` and its ancestors that still exist, newest first."""
@@ -247,7 +275,8 @@ class Workspace:
             if not self.exists() or self.current() != manifest.version:
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.rmtree(target, ignore_errors=True)
-                again = "edgecil learn --resume" if self.waits else "run the same again"
+                resume = self.command("edgecil learn --resume")
+                again = resume if self.waits else "run the same again"
                 raise WorkspaceError(
                     f"version {manifest.version} could not be written: {error.strerror}",
                     hint=f"free some space, then {again}",
@@ -257,9 +286,15 @@ class Workspace:
     def _finish(self, version: int) -> None:
         """Remove what is not needed any more once ``version`` is the current one."""
         self.discard_run()
-        # Kept images are needed by the current version and, for a rollback, by its parent.
-        for number in set(self.versions()).difference(self.lineage(version)[:2]):
+        # Kept images are needed by the current version and, for a rollback, by those before it.
+        for number in set(self.versions()).difference(self._with_memory(version)):
             (self.path(number) / MEMORY).unlink(missing_ok=True)
+
+    def _with_memory(self, version: int) -> list[int]:
+        """Return the versions of the last two increments: a renamed class makes no increment."""
+        line = {number: self.manifest(number).increment for number in self.lineage(version)}
+        recent = list(dict.fromkeys(line.values()))[:2]
+        return [number for number, increment in line.items() if increment in recent]
 
     def amend(self, changes: Mapping[int, tuple[VersionManifest, bytes]]) -> None:
         """Replace the kept memory of versions, in all of them or in none, whenever it is killed.
@@ -302,6 +337,11 @@ class Workspace:
         """Return whether a version still has its weights."""
         return (self.path(version) / WEIGHTS).exists()
 
+    def memory_gone(self, version: int) -> bool:
+        """Return whether a version kept something that is not stored any more."""
+        kept = self.manifest(version).kept["bytes"]
+        return bool(kept) and not (self.path(version) / MEMORY).exists()
+
     def rollback(self, to: int | None = None) -> int:
         """Make an earlier version current again (default: the parent) and return its number.
 
@@ -313,7 +353,7 @@ class Workspace:
         if target is None:
             raise WorkspaceError("the current version is the first one: nothing to roll back to")
         if target not in self.versions():
-            raise WorkspaceError(f"no version {target}; there are {self.versions()}")
+            raise self._no_version(target)
         self.manifest(target)  # a damaged version is not made current
         if not self.complete(target):
             raise WorkspaceError(f"version {target} cannot be used: {REMOVED}")
@@ -330,12 +370,14 @@ class Workspace:
             UnfinishedRun: with the command that resumes it.
         """
         if self.waits:
-            started = "edgecil learn --resume, or --discard to start over"
-            another = "edgecil learn --discard --new-data dir/: it began from another version"
-            raise UnfinishedRun(
-                f"an interrupted run waits in {self.run}",
-                hint=started if self.resumable else another,
-            )
+            raise UnfinishedRun(f"an interrupted run waits in {self.run}", hint=self._ways_on())
+
+    def _ways_on(self) -> str:
+        """Return the hint that says what to do with the interrupted run."""
+        if self.resumable:
+            return f"{self.command('edgecil learn --resume')}, or --discard to start over"
+        afresh = self.command("edgecil learn --discard --new-data dir/")
+        return f"{afresh}: it began from another version"
 
     def discard_run(self) -> None:
         """Remove the interrupted run, if there is one."""

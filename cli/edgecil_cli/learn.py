@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from edgecil.errors import Interrupted, UsageError
 from edgecil.request import LearnRequest
 from edgecil.units import parse_bytes, parse_seconds
-from edgecil.workspace import Workspace
+from edgecil.workspace import Workspace, with_workspace
 from edgecil_cli import _stop, _summary
 from edgecil_cli._options import (
     EXPERT,
@@ -23,6 +22,7 @@ from edgecil_cli._options import (
     QuietOption,
     WorkspaceOption,
     complete_method,
+    complete_option,
     flag,
     value,
 )
@@ -117,6 +117,7 @@ def learn(
             help="Option of the method; may be repeated.",
             metavar="NAME=VALUE",
             rich_help_panel=EXPERT,
+            autocompletion=complete_option,
         ),
     ] = None,
     preset: Annotated[
@@ -254,7 +255,7 @@ def _learn(
     events: Path | None,
     arguments: dict[str, Any],
 ) -> None:
-    again = _with_workspace("edgecil learn --resume", workspace)
+    again = with_workspace("edgecil learn --resume", workspace)
     try:
         with listening(output, stop, events) as listener:
             from edgecil import api
@@ -282,12 +283,8 @@ def _learn(
     if output.for_people:
         _summary.show_version(output, result.manifest, short(path))
         if result.manifest.test is None:
-            output.next(f"{_with_workspace('edgecil evaluate', workspace)} test-images/")
+            output.next(f"{with_workspace('edgecil evaluate', workspace)} test-images/")
         output.next(
-            _with_workspace("edgecil report-memory", workspace),
-            _with_workspace("edgecil export", workspace),
+            with_workspace("edgecil report-memory", workspace),
+            with_workspace("edgecil export", workspace),
         )
-
-
-def _with_workspace(command: str, workspace: Path | None) -> str:
-    return command if workspace is None else f"{command} --workspace {shlex.quote(str(workspace))}"

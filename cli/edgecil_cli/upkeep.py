@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +50,9 @@ def complete_class(incomplete: str) -> list[str]:
 YesOption = Annotated[bool, flag("--yes", "Do it: it cannot be undone.")]
 
 
-def _sure(yes: bool, command: str, what: str = "") -> None:
+def _sure(yes: bool, command: str, what: str) -> None:
     if not yes:
-        raise UsageError(f"{what or 'this '}cannot be undone", hint=f"{command} --yes")
+        raise UsageError(f"it removes {what}, and cannot be undone", hint=command)
 
 
 def gc(
@@ -69,10 +70,9 @@ def gc(
     from edgecil import upkeep
 
     place = Workspace.find(workspace)
-    if dry_run:
-        found = upkeep.unneeded(place, keep)
-    else:
-        _sure(yes, f"edgecil gc --keep {keep}")
+    found = upkeep.unneeded(place, keep)
+    if found and not dry_run:
+        _sure(yes, place.command(f"edgecil gc --keep {keep} --yes"), _of_versions(found))
         found = upkeep.collect(place, keep)
     total = sum(found.values())
     versions = [{"version": number, "bytes": size} for number, size in found.items()]
@@ -90,6 +90,14 @@ def gc(
     output.print()
     output.print(f"{format_bytes(total)} {'would be freed' if dry_run else 'freed'}")
     output.note("the records of removed versions stay; exported bundles need no version")
+
+
+def _of_versions(sizes: Mapping[int, int]) -> str:
+    """Return what goes, as in ``the files of version 1 (700 kB)``."""
+    each = [f"{number} ({format_bytes(size)})" for number, size in sizes.items()]
+    if len(each) == 1:
+        return f"the files of version {each[0]}"
+    return f"the files of versions {', '.join(each)}: {format_bytes(sum(sizes.values()))} in all"
 
 
 def forget(
@@ -114,8 +122,8 @@ def forget(
     place = Workspace.find(workspace)
     counts = upkeep.forget(place, what, trial=not yes)
     images = count(sum(counts.values()), "kept image")
-    removes = f"it removes {images} from versions {', '.join(map(str, counts))}, and "
-    _sure(yes, f"edgecil forget {shlex.quote(what)}", removes)
+    removes = f"{images} from versions {', '.join(map(str, counts))}"
+    _sure(yes, place.command(f"edgecil forget {shlex.quote(what)} --yes"), removes)
     records = {number: place.manifest(number).forgotten[-1] for number in counts}
     answer = {"versions": [{"version": n, **record} for n, record in records.items()]}
     output.result(answer, value_only=str(sum(counts.values())))
@@ -154,4 +162,4 @@ def rename(
         output.pairs([("path", short(path))])
         if manifest.test is not None:
             output.note(f"folders of test images must call it {new!r} too")
-        output.next("edgecil export", f"edgecil rollback {before}")
+        output.next(place.command("edgecil export"), place.command(f"edgecil rollback {before}"))

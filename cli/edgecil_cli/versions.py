@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from edgecil.memory.fields import IMAGES
 from edgecil.units import format_bytes
-from edgecil.workspace import MEMORY, VersionManifest, Workspace
+from edgecil.workspace import VersionManifest, Workspace
 from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption, complete_version
 from edgecil_cli._output import Output, percent, short
 from edgecil_cli._summary import count, fields_text, overall
@@ -88,7 +89,7 @@ def status(
         rows.append(("run", f"an interrupted run waits{began}"))
     output.pairs(rows)
     afresh = f"edgecil learn {'--discard ' if waits else ''}--new-data dir/"
-    output.next("edgecil learn --resume" if place.resumable else afresh)
+    output.next(place.command("edgecil learn --resume" if place.resumable else afresh))
 
 
 def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
@@ -97,6 +98,9 @@ def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
     if len(groups) > 1:
         classes += f" in {len(groups)} increments: {' + '.join(map(str, groups))}"
     versions = place.versions()
+    kept = fields_text(manifest.kept["bytes"], manifest.kept["fields"])
+    if place.memory_gone(manifest.version):
+        kept = f"{_lost(manifest)}; there were {kept}"
     return [
         ("version", f"{manifest.version} of {len(versions)}, made {_when(manifest)}"),
         ("method", manifest.method),
@@ -104,8 +108,14 @@ def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
         ("accuracy", percent(overall(manifest))),
         ("network", f"{manifest.net['arch']}, {manifest.input.size} x {manifest.input.size}"),
         ("classifier", format_bytes(manifest.classifier_bytes)),
-        ("kept", fields_text(manifest.kept["bytes"], manifest.kept["fields"])),
+        ("kept", kept),
     ]
+
+
+def _lost(manifest: VersionManifest) -> str:
+    """Return what to call kept memory of a version that is not stored any more."""
+    images = any(field["name"] == IMAGES for field in manifest.kept["fields"])
+    return "images gone" if images else "memory gone"
 
 
 def _when(manifest: VersionManifest) -> str:
@@ -122,8 +132,14 @@ def history(
     current = place.current()
     manifests = [place.manifest(number) for number in place.versions()]
     complete = {number: place.complete(number) for number in place.versions()}
+    lost = {number: place.memory_gone(number) for number in place.versions()}
     answer = [
-        {**_summary(m), "current": m.version == current, "complete": complete[m.version]}
+        {
+            **_summary(m),
+            "current": m.version == current,
+            "complete": complete[m.version],
+            "memory_gone": lost[m.version],
+        }
         for m in manifests
     ]
     output.result(
@@ -136,12 +152,19 @@ def history(
             Column("classes", right=True), Column("accuracy", right=True),
             Column("kept", right=True), Column("size", right=True), Column("made (UTC)"),
         ]  # fmt: skip
-        output.table(columns, [_row(m, current, complete[m.version]) for m in manifests])
+        rows = [_row(m, current, complete[m.version], lost[m.version]) for m in manifests]
+        output.table(columns, rows)
         if not all(complete.values()):
             output.note("gone: removed by edgecil gc, only the record is left")
+        words = {_lost(m) for m in manifests if lost[m.version] and complete[m.version]}
+        if words:
+            output.note(
+                f"{', '.join(sorted(words))}: stored for the last two increments only; such a "
+                "version serves for evaluation and export"
+            )
 
 
-def _row(manifest: VersionManifest, current: int, complete: bool) -> list[str]:
+def _row(manifest: VersionManifest, current: int, complete: bool, lost: bool) -> list[str]:
     new, seen = manifest.groups[-1], len(manifest.classes)
     top1 = overall(manifest)
     return [
@@ -150,7 +173,7 @@ def _row(manifest: VersionManifest, current: int, complete: bool) -> list[str]:
         manifest.method,
         f"{seen} (+{new})" if new < seen else str(seen),
         "-" if top1 is None else percent(top1),
-        format_bytes(manifest.kept["bytes"]),
+        _lost(manifest) if lost else format_bytes(manifest.kept["bytes"]),
         format_bytes(manifest.classifier_bytes) if complete else "gone",
         manifest.created[5:16].replace("T", " "),
     ]
@@ -180,11 +203,11 @@ def rollback(
     if output.for_people:
         classes = count(len(manifest.classes), "class")
         output.print(f"current is version {target}, was {before}: {manifest.method}, {classes}")
-    if manifest.kept["bytes"] and not (place.path(target) / MEMORY).exists():
+    if place.memory_gone(target):
         output.note(
             f"the images that version {target} kept are no longer stored: "
             "it serves for evaluation and export"
         )
     if place.waits:
         output.note("an interrupted run waits; it can be resumed from its own version only")
-    output.next(f"edgecil rollback {before}")
+    output.next(place.command(f"edgecil rollback {before}"))

@@ -96,16 +96,25 @@ def _drift(manifest: VersionManifest, before: Look, now: Look, *, used: bool) ->
     )  # fmt: skip
 
 
+def _line(place: Workspace, version: int) -> list[int]:
+    """Return the versions up to ``version`` that have weights, oldest first, one per increment."""
+    found: dict[int, int] = {}
+    for number in place.lineage(version):
+        if number == version or place.complete(number):
+            # A renamed class makes a version with the same weights.
+            found.setdefault(place.manifest(number).increment, number)
+    return list(found.values())[::-1]
+
+
 def lineage(
     place: Workspace, manifest: VersionManifest, tests: ImageSet, now: Look, compute: Compute
 ) -> tuple[tuple[Drift, ...], AttentionGrid | None]:
-    """Return how far each earlier version is from ``manifest``'s, and what they look at.
+    """Return how far each earlier increment is from ``manifest``'s, and what they look at.
 
     ``now`` is what the latter makes of ``tests``. Versions without weights are left out, and so
     is the attention of a version whose logits are not used (``ncm``).
     """
-    line = place.lineage(manifest.version)[::-1]
-    line = [n for n in line if n == manifest.version or place.complete(n)]
+    line = _line(place, manifest.version)
     labels = tests.labels.cpu()
     first = place.manifest(line[0])
     used = manifest.head_kind != "unused"

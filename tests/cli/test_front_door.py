@@ -12,6 +12,7 @@ import torch
 from rich.cells import cell_len
 
 from edgecil.doctor import check_cores, check_cpu, check_gpu, check_workspace, driver_version
+from edgecil.units import format_bytes
 from edgecil.workspace import Workspace
 from edgecil_runtime.doctor import OK, WARNING, WRONG
 
@@ -85,7 +86,9 @@ def test_gc_tells_before_it_removes(ask, own):
     dry = ask("gc", "--keep", 1, "--dry-run", "--workspace", own, "--json").json["result"]
     assert [v["version"] for v in dry["versions"]] == [1] and dry["removed"] is False
     refused = ask("gc", "--keep", 1, "--workspace", own)
-    assert refused.code == 2 and "edgecil gc --keep 1 --yes" in refused.err
+    assert refused.code == 2 and f"edgecil gc --keep 1 --yes --workspace {own}\n" in refused.err
+    size = format_bytes(dry["bytes"])
+    assert f"it removes the files of version 1 ({size}), and cannot be undone" in refused.err
     assert (own / "versions" / "1" / "weights.safetensors").exists()
     done = ask("gc", "--keep", 1, "--yes", "--workspace", own, "-q")
     assert done.out == f"{dry['bytes']}\n"
@@ -93,6 +96,8 @@ def test_gc_tells_before_it_removes(ask, own):
     assert "gone" in ask("history", "--workspace", own).out
     versions = ask("history", "--workspace", own, "--json").json["result"]["versions"]
     assert [v["complete"] for v in versions] == [False, True]
+    idle = ask("gc", "--keep", 1, "--workspace", own)
+    assert idle.code == 0 and "nothing to remove" in idle.out
     evaluated = ask("rollback", "--workspace", own)
     assert evaluated.code == 1 and "removed by edgecil gc" in evaluated.err
 
@@ -101,6 +106,7 @@ def test_forget_needs_a_word_and_records_what_it_did(ask, own, known):
     name = ask("status", "--workspace", known) and Workspace(known).manifest().names[0]
     refused = ask("forget", name, "--workspace", own)
     assert refused.code == 2 and "cannot be undone" in refused.err and "--yes" in refused.err
+    assert f"edgecil forget {name} --yes --workspace {own}\n" in refused.err
     assert "from versions 1, 2" in refused.err.replace("\n", " ")
     done = ask("forget", name, "--yes", "--workspace", own, "--json").json["result"]["versions"]
     assert {v["version"] for v in done} == {1, 2}
@@ -113,8 +119,30 @@ def test_rename_makes_a_version_and_offers_the_way_back(ask, own):
     name = Workspace(own).manifest().names[0]
     done = ask("rename", name, "a new name", "--workspace", own)
     assert done.code == 0 and done.out.startswith(f"version 3: as version 2, with {name} called")
-    assert "next: edgecil rollback 2" in done.err
+    assert f"next: edgecil rollback 2 --workspace {own}\n" in done.err
+    back = ask("rollback", "--workspace", own)
+    assert f"next: edgecil rollback 3 --workspace {own}\n" in back.err
+    assert (
+        f"next: edgecil learn --new-data dir/ --workspace {own}\n"
+        in ask("status", "--workspace", own).err
+    )
+    ask("rollback", 3, "--workspace", own)
     assert Workspace(own).manifest().names[0] == "a new name"
+
+
+def test_history_says_where_the_images_are_gone(ask, own):
+    before = ask("history", "--workspace", own)
+    assert "images gone" not in before.out + before.err
+    (own / "versions" / "1" / "memory.safetensors").unlink()
+    answer = ask("history", "--workspace", own)
+    gone = [line for line in answer.out.splitlines() if "images gone" in line]
+    assert len(gone) == 1 and gone[0].startswith("1 ")
+    assert "note: images gone: stored for the last two increments only" in answer.err
+    versions = ask("history", "--workspace", own, "--json").json["result"]["versions"]
+    assert [v["memory_gone"] for v in versions] == [True, False]
+    assert [v["complete"] for v in versions] == [True, True]
+    ask("rollback", "--workspace", own)
+    assert "images gone; there were" in ask("status", "--workspace", own).out
 
 
 def doctored(environment, tmp_path, **modules):

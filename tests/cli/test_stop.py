@@ -96,7 +96,11 @@ def test_an_interrupted_run_is_in_the_way_until_resumed_or_discarded(ask, interr
     root, _ = interrupted
     status = ask("status", "--workspace", root)
     assert status.code == 0 and "an interrupted run waits" in status.out
-    assert "next: edgecil learn --resume" in status.err
+    assert f"next: edgecil learn --resume --workspace {root}\n" in status.err
+    for command in (["history"], ["evaluate", first]):
+        refused = ask(*command, "--workspace", root)
+        assert "error: no version yet: an interrupted run waits\n" in refused.err
+        assert f"hint: edgecil learn --resume --workspace {root}" in refused.err
     again = ask("learn", "--new-data", first, "--workspace", root, "--json")
     assert (again.code, again.json["error"]["code"]) == (1, "unfinished_run")
     assert "--discard" in again.json["error"]["hint"]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 
@@ -154,6 +155,19 @@ def test_a_first_version_has_old_classes_alone(folders, known, tmp_path):
     found = diagnose(folders[2], workspace=known, version=1, output=tmp_path, device="cpu")
     assert (found.old, found.distances, found.drift) == (2, (), ())
     assert found.confusion.sum() == 10 and (tmp_path / "attention.png").exists()
+
+
+def test_a_renamed_class_makes_no_step_of_its_own(folders, known, tmp_path, made):
+    place = Workspace(small_runs.copied(known, tmp_path / "w"))
+    for name in ("wren", "jay"):
+        rename(place, place.manifest().names[0], name)
+    images = tmp_path / "images"
+    shutil.copytree(folders[2], images)
+    (images / "class-0").rename(images / "jay")
+    found = diagnose(images, workspace=place.root, output=tmp_path / "o", device="cpu")
+    assert [(d.version, d.mid) for d in found.drift] == [
+        (d.version, pytest.approx(d.mid)) for d in made.drift
+    ]
 
 
 def test_logits_that_are_not_used_have_no_attention(folders, tmp_path):

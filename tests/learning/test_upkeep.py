@@ -131,9 +131,9 @@ class TestForget:
 
     def test_a_renamed_class_is_found_by_either_name_in_every_version(self, place):
         upkeep.rename(place, "class-0", "zebra")
-        assert upkeep.forget(place, "zebra") == {3: 3, 4: 3}
+        assert upkeep.forget(place, "zebra") == {2: 3, 3: 3, 4: 3}
         upkeep.rename(place, "class-1", "yak")
-        assert set(upkeep.forget(place, "class-1")) == {4, 5}
+        assert set(upkeep.forget(place, "class-1")) == {2, 3, 4, 5}
 
     def test_when_nothing_is_left_there_is_no_file(self, place):
         for label in range(6):
@@ -249,6 +249,13 @@ class TestRename:
         assert place.rollback() == 3
         assert place.manifest().names[2] == "class-2"
 
+    def test_the_increment_before_keeps_its_images(self, place, folders):
+        upkeep.rename(place, "class-2", "wren")
+        assert counts(place) == {2: [3] * 4, 3: [3] * 6, 4: [3] * 6}
+        place.rollback(2)
+        small_runs.learn(folders[2], place.root)
+        assert counts(place)[5] == [3] * 6
+
     def test_labels_of_the_bundle_follow(self, place, tmp_path, folders):
         upkeep.rename(place, "class-2", "wren")
         report = api.export(workspace=place.root, output=tmp_path, precision="fp32")
@@ -262,7 +269,8 @@ class TestRename:
     @pytest.mark.parametrize("new", ["class-1", "CLASS-1", "", " ", "a\nb"])
     def test_bad_names_change_nothing(self, place, new):
         before = small_runs.tree(place.root)
-        with pytest.raises(UsageError, match="cannot be called"):
+        why = "is another class already" if "1" in new else "that is no name"
+        with pytest.raises(UsageError, match=why):
             upkeep.rename(place, "class-2", new)
         with pytest.raises(UsageError, match="no class 'clas-2'"):
             upkeep.rename(place, "clas-2", "wren")

@@ -210,6 +210,19 @@ def test_kept_images_stay_in_the_current_version_and_its_parent_only(place):
     assert [place.read(n, MEMORY) for n in (2, 3, 4)] == [b"memory 2", None, b"memory 4"]
 
 
+def test_a_renamed_class_costs_the_increment_before_no_images(place):
+    """A rename makes a version of the same increment: it is no generation of kept memory."""
+    for parent in (None, 1, 2):
+        commit(place, parent)
+    renamed = manifest(4, 3, classes=manifest(3).classes)
+    place.commit(renamed, {WEIGHTS: b"weights 3", MEMORY: b"memory 3"})
+    held = [number for number in place.versions() if place.read(number, MEMORY)]
+    assert held == [2, 3, 4]
+    assert [place.memory_gone(number) for number in place.versions()] == [True, False, False, False]
+    assert commit(place, 4) == 5
+    assert [n for n in place.versions() if place.read(n, MEMORY)] == [3, 4, 5]
+
+
 def test_numbers_are_never_reused_after_a_rollback(place):
     commit(place)
     commit(place, 1)
@@ -223,7 +236,7 @@ def test_numbers_are_never_reused_after_a_rollback(place):
 
 def test_a_rollback_that_cannot_be_made_changes_nothing(two, monkeypatch):
     before = tree(two.root)
-    with pytest.raises(WorkspaceError, match=r"no version 9; there are \[1, 2\]"):
+    with pytest.raises(WorkspaceError, match=r"no version 9; there are 1, 2$"):
         two.rollback(9)
     (two.path(1) / MANIFEST).write_text("{")
     with pytest.raises(WorkspaceError, match="damaged"):
@@ -371,6 +384,23 @@ class TestFind:
         with pytest.raises(WorkspaceError, match="no workspace at") as caught:
             place.manifest()
         assert "edgecil learn" in caught.value.hint
+        assert "--workspace DIR" in caught.value.hint
+
+    def test_before_the_first_version_an_interrupted_run_is_told_with_the_way_on(self, tmp_path):
+        root = tmp_path / "a space"
+        (root / "run").mkdir(parents=True)
+        (root / "run" / REQUEST).write_text('{"parent": null}')
+        with pytest.raises(UnfinishedRun, match="no version yet: an interrupted run") as caught:
+            Workspace.find(root).current()
+        assert caught.value.hint.startswith(f"edgecil learn --resume --workspace '{root}'")
+
+    def test_a_path_is_shown_without_detours_that_lead_nowhere_else(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        assert Workspace.find(tmp_path / "a" / ".." / "b").root == tmp_path / "b"
+        (tmp_path / "far" / "deep").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+        there = tmp_path / "link" / ".." / "b"
+        assert Workspace.find(there).root == there, "behind a link it is another folder"
 
 
 def test_an_unfinished_run_is_refused_with_both_ways_on(two):
