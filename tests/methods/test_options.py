@@ -1,6 +1,7 @@
 """Every option of every method changes what is learned. New options are found by themselves."""
 
 import dataclasses
+import functools
 
 import pytest
 import toys
@@ -54,29 +55,31 @@ def other_values(field):
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """Models after three increments by method, options and settings, each trained once."""
-    made = {}
+def learn(tmp_path_factory):
+    """Return the model after three increments, by method, options and settings."""
 
     def get(method, options, name):
-        key = (method, repr(options), name)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("learned")
-            outcomes = toys.learn(method, SIZES, folder, count=8, options=options, **SETTINGS[name])
-            made[key] = outcomes[-1].model
-        return made[key]
+        folder = tmp_path_factory.mktemp("learned")
+        outcomes = toys.learn(method, SIZES, folder, count=8, options=options, **SETTINGS[name])
+        return outcomes[-1].model
 
     return get
 
 
+@pytest.fixture(scope="module")
+def plain(learn):
+    """Models that the options of a method are compared with, each trained once."""
+    return functools.cache(lambda method, beside, name: learn(method, dict(beside), name))
+
+
 @pytest.mark.parametrize(("method", "field"), list(every_option()))
-def test_every_option_reaches_the_result(method, field, learned):
+def test_every_option_reaches_the_result(method, field, learn, plain):
     beside = BESIDE.get((method.split("+")[0], field.name), {})
     for name in SETTINGS:
-        plain = learned(method, beside, name)
+        before = plain(method, tuple(beside.items()), name)
         for value in other_values(field):
-            model = learned(method, {**beside, field.name: value}, name)
-            if not (toys.equal(plain.net, model.net) and toys.equal(plain.rule, model.rule)):
+            model = learn(method, {**beside, field.name: value}, name)
+            if not (toys.equal(before.net, model.net) and toys.equal(before.rule, model.rule)):
                 return
     raise AssertionError(f"{field.name} changes nothing")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 import threading
 
@@ -317,12 +318,14 @@ def test_parse_size():
 
 def test_usage_of_this_process():
     before = runtime_memory.usage()
-    block = np.ones(50_000_000, np.uint8)
+    # Not from the heap, which may have as much to spare.
+    block = mmap.mmap(-1, 50_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block.write(bytes(50_000_000))
     after = runtime_memory.usage()
     assert 45e6 < after.anonymous - before.anonymous < 60e6
     assert after.peak >= after.resident >= after.anonymous
     assert after.data - before.data > 45e6
     assert after.resident == pytest.approx(after.anonymous + after.file_backed, rel=0.05)
-    del block
+    block.close()
     runtime_memory.trim()
     assert runtime_memory.usage().anonymous < after.anonymous - 45e6

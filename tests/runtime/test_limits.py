@@ -108,10 +108,10 @@ def test_a_process_never_gets_more_than_the_system_allows(monkeypatch):
 
 
 def test_auto_leaves_out_what_the_app_uses_already(colour, monkeypatch):
-    monkeypatch.setattr(limits, "memory_cgroup", lambda: MemoryCgroup(1, 10**9))
     used = memory.usage().resident
+    monkeypatch.setattr(limits, "memory_cgroup", lambda: MemoryCgroup(1, used + 10**9))
     model = Classifier(colour, memory_limit="auto")
-    assert 10**9 - used - 50e6 < model.memory_limit < 10**9 - used + 50e6
+    assert 10**9 - 50e6 < model.memory_limit < 10**9 + 50e6
     monkeypatch.setattr(limits, "memory_cgroup", lambda: MemoryCgroup(1, 30_000_000))
     with pytest.raises(MemoryLimitError, match="nothing was loaded"):
         Classifier(colour, memory_limit="auto")
