@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Union
 
 from edgecil_runtime import __version__
 from edgecil_runtime._environment import prepare_device
@@ -21,6 +21,7 @@ from edgecil_runtime.errors import InputError, RuntimeFault, printable
 from edgecil_runtime.limits import of_process
 from edgecil_runtime.memory import parse_size
 from edgecil_runtime.own_process import refuse_hopeless
+from edgecil_runtime.terminal import fitted
 
 _DESCRIPTION = "Run, measure and check classifiers exported by edgecil on this device."
 JSON_SCHEMA = 1
@@ -32,6 +33,9 @@ class _UsageError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
+    commands: Mapping[str, Any] = {}
+    """The parsers of the commands, by name."""
+
     def error(self, message: str) -> NoReturn:
         raise _UsageError(f"{message}\nsee: {self.prog} --help")
 
@@ -49,11 +53,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    first = words[0] if words else "-"
+    if first not in parser.commands and not first.startswith("-"):
+        from difflib import get_close_matches
+
+        close = get_close_matches(first, parser.commands, 1)
+        hint = f"did you mean {close[0]}?" if close else f"see: {parser.prog} --help"
+        raise _UsageError(f"unknown command {first!r}\n{hint}")
+    return parser.parse_args(words)
+
+
+def build_parser() -> _Parser:
     """Return the parser of ``edgecil-device``."""
     parser = _Parser(prog="edgecil-device", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"edgecil-device {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = commands.choices
 
     def command(name: str, summary: str, loads: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
@@ -146,7 +163,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json, name = "--json" in words, next((w for w in words if not w.startswith("-")), "")
     try:
-        options = build_parser().parse_args(words)
+        options = _parse(words)
         prepare_device()
         if getattr(options, "loads", False):
             refuse_hopeless(options.bundle, of_process(options.memory_limit))
@@ -155,7 +172,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")
         result = run(options)
         fit: bool = result.get("fit", True)  # what doctor found is its result, not its failure
-        _print(_answer(options.command, fit, result=result) if as_json else show(result))
+        _print(_answer(options.command, fit, result=result) if as_json else _shown(show(result)))
         return 0 if fit else 1
     except RuntimeFault as fault:
         return _fail(name, as_json, fault.exit_code, fault.code, fault.message, fault.hint)
@@ -184,11 +201,14 @@ def _answer(command: str, ok: bool, **content: Any) -> str:
     return json.dumps({"schema": JSON_SCHEMA, "command": command, "ok": ok, **content})
 
 
+def _shown(text: str) -> str:
+    # A file's name may hold characters that a terminal obeys.
+    return fitted("\n".join(printable(line) for line in text.split("\n")), sys.stdout)
+
+
 def _print(text: str) -> None:
-    # A file's name may hold characters that a terminal obeys, a label such as its encoding lacks.
-    lines = "\n".join(printable(line) for line in text.split("\n"))
-    encoding = sys.stdout.encoding or "utf-8"
-    print(lines.encode(encoding, "replace").decode(encoding), flush=True)
+    encoding = sys.stdout.encoding or "utf-8"  # it may lack characters of a label
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def _fail(
@@ -199,5 +219,6 @@ def _fail(
         _print(_answer(command, False, error=error))
     lines: List[str] = [f"error: {message}"] + ([f"hint: {hint}"] if hint else [])
     text = "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
-    print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+    text = text.encode("ascii", "backslashreplace").decode()
+    print(fitted(text, sys.stderr), file=sys.stderr)
     return exit_code
