@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,22 @@ def option(
     return field(default=default, metadata=limits)
 
 
+NEAR, NEAR_SHORT, SHORT, BEST = 0.5, 0.6, 6, 0.15
+"""How alike names must be, those of up to ``SHORT`` letters more; and how far behind the best."""
+
+
+def near(name: str, known: Sequence[str]) -> list[str]:
+    """Return up to three known names that ``name`` may be a slip of, nearest first."""
+    typed = name.lstrip("-")
+    alike = {
+        other: difflib.SequenceMatcher(None, other.lstrip("-"), typed).ratio() for other in known
+    }
+    least = NEAR_SHORT if len(typed) <= SHORT else NEAR
+    least = max(least, max(alike.values(), default=0.0) - BEST)
+    found = sorted((other for other in alike if alike[other] >= least), key=lambda o: -alike[o])
+    return found[:3]
+
+
 OFFERED = 30
 """Names that a hint lists at most."""
 
@@ -38,7 +54,7 @@ def nearest(name: str, known: list[str]) -> str:
     """Return a hint that offers the known names nearest to ``name``."""
     if not known:
         return "there are none"
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = near(name, known)
     if close:
         return "did you mean " + ", ".join(close) + "?"
     more = f" and {len(known) - OFFERED} more" if len(known) > OFFERED else ""
@@ -55,6 +71,12 @@ def _convert(name: str, text: Any, default: Any) -> Any:
         return type(default)(text)
     except (KeyError, ValueError):
         raise UsageError(f"option {name}: {text!r} is not a {type(default).__name__}") from None
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {low:g}"
+    return f"at most {high:g}" if low is None else f"in [{low:g}, {high:g}]"
 
 
 def make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
@@ -78,7 +100,6 @@ def make_options(cls: type[Any], values: Mapping[str, Any]) -> Any:
             value = str(Path(value).absolute())
         low, high = meta["low"], meta["high"]
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
-            raise UsageError(f"option {name} must be in {bounds}, got {value}")
+            raise UsageError(f"option {name} must be {_bounds(low, high)}, got {value}")
         chosen[name] = value
     return cls(**chosen)

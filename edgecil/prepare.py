@@ -26,7 +26,7 @@ from edgecil.method import Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
 from edgecil.options import nearest
-from edgecil.request import LearnRequest
+from edgecil.request import DEFAULT_PER_CLASS, LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
 from edgecil.sources import fingerprints, load_sources, scan_sources
 from edgecil.workspace import FOREIGN, MEMORY, VersionManifest, Workspace
@@ -163,7 +163,7 @@ def _adopt(recipe: Recipe, parent: VersionManifest, model: Model, updated: Seque
         raise AdoptError(
             f"{recipe.name} cannot continue from version {parent.version} "
             f"({parent.method}): {reason}" + (f"; its {MEMORY} is gone" if gone else ""),
-            hint=f"these can: {', '.join(able)}; or start a new workspace",
+            hint=f"these can: {', '.join(able)}; or start a new workspace: --workspace DIR",
         )
 
 
@@ -172,6 +172,26 @@ def _budget(request: LearnRequest, recipe: Recipe) -> Budget:
     if everything and request.memory_budget is not None:
         raise UsageError(f"{recipe.name} keeps references to all images and takes no budget")
     return Budget() if everything else Budget(**request.limits)
+
+
+def _limit_without_effect(
+    request: LearnRequest, recipe: Recipe, parent: VersionManifest | None
+) -> str | None:
+    """Return what to note when the user limits what the method does not keep at all."""
+    given = [name for name, value in request.limits.items() if value is not None]
+    default = {"bytes": None, "per_class": DEFAULT_PER_CLASS, "total": None}
+    if not given or request.limits == (parent.kept["budget"] if parent else default):
+        return None  # a resumed run has it from the version before, or from nobody
+    flag = {"bytes": "memory-budget", "per_class": "exemplars-per-class"}.get(
+        given[0], "exemplars-total"
+    )
+    if recipe.selection is not None and recipe.selection.everything:
+        return f"{recipe.name} keeps references to all images: --{flag} has no effect"
+    kept = [f.name for f in recipe.fields if f.scope == "kept"]
+    if given == ["bytes"]:
+        text = f"{recipe.name} keeps nothing between increments: any --{flag} holds"
+        return None if kept else text
+    return None if IMAGES in kept else f"{recipe.name} stores no exemplars: --{flag} has no effect"
 
 
 def _check_exemplar_size(asked: int | None, recipe: Recipe, resize: int, kept: Store) -> None:
@@ -193,7 +213,7 @@ def _check_exemplar_size(asked: int | None, recipe: Recipe, resize: int, kept: S
         raise UsageError(
             f"--exemplar-size {size}: the exemplars of the old classes are stored with {before} "
             "pixels; they can be made smaller, not larger",
-            hint=f"--exemplar-size {before} or less, or a new workspace",
+            hint=f"--exemplar-size {before} or less, or a new workspace: --workspace DIR",
         )
 
 
@@ -225,7 +245,7 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
 
     device = pick_device(request.device)
     parent, model = load_version(workspace) if workspace.exists() else (None, None)
-    asked_size = request.exemplar_size
+    asked, asked_size = request, request.exemplar_size
     request = request.inherited(parent)
     assert request.method is not None and request.codec is not None
     if item_codec(request.codec).name == "reference":
@@ -242,6 +262,8 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     if parent is not None and model is not None:
         _adopt(recipe, parent, model, updated)
     budget = _budget(request, recipe)
+    if (text := _limit_without_effect(asked, recipe, parent)) is not None:
+        note(text)
     if parent is not None:
         preprocess, spec = parent.input, NetSpec.from_json(parent.net)
     else:

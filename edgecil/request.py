@@ -140,7 +140,10 @@ class LearnRequest:
         if self.preprocess not in (None, parent.input):
             raise UsageError(f"the workspace's preprocessing is {parent.input}")
         if self.weights is not None:
-            raise UsageError("--weights starts a new workspace; this one has a network already")
+            raise UsageError(
+                "--weights starts a new workspace; this one has a network already",
+                hint="--workspace DIR names another",
+            )
 
     def command(self, *more: str) -> str:
         """Return the command line that asks for the same, and for ``more``.

@@ -179,6 +179,13 @@ class PhaseRun:
             )
         )  # fmt: skip
 
+    def _place(self, step: int) -> str:
+        """Return where a step is, in words: ``epoch 97 of 4000``, in the run's only phase."""
+        number, total = step // self.per_epoch + 1, -(-self.steps // self.per_epoch)
+        unit = "epoch" if self.per_epoch > 1 else "step"
+        phase = f" of phase {self.phase.name}" if self.session.phases > 1 else ""
+        return f"{unit} {number} of {total}{phase}"
+
     def _stop_wanted(self) -> bool:
         session = self.session
         wanted = session.should_stop() or time.monotonic() >= session.deadline
@@ -237,7 +244,10 @@ class PhaseRun:
             self._report(step + 1, start, first, images)
             if step + 1 < self.steps and self._stop_wanted():
                 self.save(step + 1)
-                raise Interrupted("stopped; the run is saved", hint="edgecil learn --resume")
+                raise Interrupted(
+                    f"stopped in {self._place(step)}; the run is saved",
+                    hint="edgecil learn --resume",
+                )
             if not ranks and now - saved >= SAVE_SECONDS:
                 self.save(step + 1)
                 saved = time.monotonic()

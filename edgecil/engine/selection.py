@@ -15,13 +15,14 @@ from torch import Tensor
 
 from edgecil.context import Candidates, Context
 from edgecil.data.images import ImageSet, Pixels, concat
-from edgecil.exemplars import build_exemplars, interleave
+from edgecil.exemplars import build_exemplars
 from edgecil.memory.budget import Budget, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.store import Store
 from edgecil.method import Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
+from edgecil.rankings import interleave
 from edgecil_runtime.images import fit_square
 
 

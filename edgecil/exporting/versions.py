@@ -161,7 +161,8 @@ def _check(
     if task.precision == "int8" and not ranges and calibration is None:
         raise UsageError(
             "int8 needs activation ranges, and this version has none recorded",
-            hint="give a folder of images: --calibrate DIR, or export with --precision fp32",
+            hint="give a folder of images: --calibrate DIR, or take images made from the model: "
+            "--calibrate synthetic, or export with --precision fp32",
         )
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch, ImageSet, concat
-from edgecil.exemplars import herding
 from edgecil.losses.bias_correction import MILESTONES, fit_by_descent, fit_exactly
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
@@ -36,6 +35,7 @@ from edgecil.method import (
 from edgecil.nets.rules import CorrectedRule, Rule
 from edgecil.options import option
 from edgecil.parts.views import first_of_each
+from edgecil.rankings import herding
 from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
 
 HELD = Field("exemplars.held_out", ("K",), "kept apart for the bias, never trained on", "BOOL")

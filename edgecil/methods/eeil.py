@@ -16,7 +16,6 @@ from torch import Tensor
 
 from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch
-from edgecil.exemplars import herding, nearest_to_mean
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
@@ -36,6 +35,7 @@ from edgecil.method import (
 )
 from edgecil.options import option
 from edgecil.parts.views import TRAINED, balanced, remember_trained
+from edgecil.rankings import herding, nearest_to_mean
 from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
 
 THIRDS = Schedule("step", (1 / 3, 2 / 3))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgecil.context import Context, class_means
-from edgecil.exemplars import herding, herding_dot
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import Preset, Recipe, Selection, argmax_rule
 from edgecil.nets.rules import NearestMeanRule, Rule
 from edgecil.options import option
 from edgecil.parts.lessons import REDUCTION_HELP, REDUCTIONS, sigmoid_recipe
+from edgecil.rankings import herding, herding_dot
 from edgecil.settings import ICARL_TRAINING
 
 PAPER = (

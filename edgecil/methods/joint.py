@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
-from edgecil.exemplars import keep_all
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import SOFTMAX_BASE, Preset, Recipe, Selection, Term, Terms, one_phase
 from edgecil.options import option
+from edgecil.rankings import keep_all
 from edgecil.settings import ABD_TRAINING
 
 

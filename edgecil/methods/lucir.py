@@ -19,7 +19,6 @@ from torch import Tensor
 
 from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch
-from edgecil.exemplars import herding
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.cosine import imprinted, less_forget, less_forget_weight, margin_ranking
 from edgecil.memory.fields import exemplar_fields
@@ -39,6 +38,7 @@ from edgecil.method import (
 from edgecil.nets.heads import CosineHead
 from edgecil.options import option
 from edgecil.parts.views import balanced, remember_trained
+from edgecil.rankings import herding
 from edgecil.settings import Optim, Schedule, Training
 
 PAPER = (

@@ -12,7 +12,6 @@ from typing import Literal
 
 from edgecil.context import Context, ce_span
 from edgecil.data.images import Batch
-from edgecil.exemplars import herding, random_ranking
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
@@ -29,6 +28,7 @@ from edgecil.method import (
 )
 from edgecil.options import option
 from edgecil.parts.views import half_old
+from edgecil.rankings import herding, random_ranking
 from edgecil.settings import ABD_TRAINING
 
 

@@ -15,7 +15,6 @@ from typing import Literal
 
 from edgecil.context import Context, Setup
 from edgecil.errors import UsageError
-from edgecil.exemplars import herding, random_ranking
 from edgecil.memory.fields import COUNTS, IMAGES, columns
 from edgecil.memory.process import device_peak, peak_memory
 from edgecil.method import Phase, Preset, Recipe
@@ -23,6 +22,7 @@ from edgecil.options import option
 from edgecil.parts.mnemonics import Mnemonics, candidates, modules, phases
 from edgecil.parts.unrolled import check_twice_differentiable
 from edgecil.parts.weight_transfer import transferred
+from edgecil.rankings import herding, random_ranking
 from edgecil.settings import Optim, Schedule, Training
 from edgecil.units import format_bytes
 

@@ -83,7 +83,7 @@ class GrowingHead(nn.Module):
             raise UsageError(
                 f"a head of fixed width {self.width} with {self.classes} classes "
                 f"has no room for {count} more",
-                hint="start a new workspace with a wider or a growing head",
+                hint="start a new workspace (--workspace DIR) with a wider or a growing head",
             )
         self.classes += count
 

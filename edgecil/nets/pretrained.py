@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import pickle
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from edgecil_runtime import container
 
 Shape = tuple[int, ...]
 IMAGENET = "imagenet"
+LINEAR = "-linear"
 _IMAGENET_NETS = ("resnet18", "resnet34", "resnet50", *TRUNKS)
 _WRAPPERS = re.compile(r"^(net/|module\.|_orig_mod\.|model\.|backbone\.)+")
 _HEAD = re.compile(r"^(?:fc|classifier|heads?|linear|last_linear)\.(?P<rest>.*)$")
@@ -121,7 +123,8 @@ def _check(module: nn.Module, arch: str, mapped: Mapping[str, Tensor], source: s
         lines = [*problems, *_nearest(module, found)]
         # Nobody's file has our prefix.
         listed = "".join(f"\n  {line.replace('backbone.', '')}" for line in lines)
-        raise UsageError(f"{source} does not fit {arch}:{listed}", hint=_fitting(found))
+        hint = _fitting(found) or _prefixed(module, found)
+        raise UsageError(f"{source} does not fit {arch}:{listed}", hint=hint)
     broken = [n for n, v in mapped.items() if not v.is_floating_point() or not v.isfinite().all()]
     if broken:
         raise DataError(f"{source} has arrays that are not finite floats: {', '.join(broken[:5])}")
@@ -148,7 +151,25 @@ def _fitting(found: Mapping[str, Shape]) -> str | None:
         if not _HEAD.match(name)
     }
     fitting = [arch for arch in architectures() if _backbone_shapes(arch) == trunk]
-    return f"it fits --arch {' or '.join(fitting)}" if fitting else None
+    # Names and shapes do not tell that a last ReLU is left out: the usual network has it.
+    usual = [
+        arch
+        for arch in fitting
+        if arch.removesuffix(LINEAR) not in fitting or not arch.endswith(LINEAR)
+    ]
+    return f"it fits --arch {' or '.join(usual)}" if usual else None
+
+
+def _prefixed(module: nn.Module, found: Mapping[str, Shape]) -> str | None:
+    """Return the hint to remove what all names begin with, where names of ours come after it."""
+    names = [name for name in found if not name.startswith(("backbone.", "head."))]
+    steps = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = itertools.takewhile(lambda words: len(set(words)) == 1, steps)
+    prefix = ".".join(words[0] for words in shared)
+    ours = {name.removeprefix("backbone.") for name in array_shapes(module)}
+    if not prefix or not any(name.removeprefix(f"{prefix}.") in ours for name in names):
+        return None
+    return f"all names begin with '{prefix}.': remove it and save again"
 
 
 def _backbone_shapes(arch: str) -> dict[str, Shape]:
@@ -159,7 +180,7 @@ def _backbone_shapes(arch: str) -> dict[str, Shape]:
 
 def _torchvision(arch: str) -> Mapping[str, Tensor]:
     # The ReLU after the last block has no weights.
-    name = arch.removesuffix("-linear")
+    name = arch.removesuffix(LINEAR)
     if name not in _IMAGENET_NETS:
         raise UsageError(
             f"there are no ImageNet weights for {arch}",

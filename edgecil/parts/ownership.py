@@ -88,8 +88,8 @@ def check_room(ctx: Context, ratio: float) -> None:
         raise TrainingError(
             f"{done} increments left {share:.2%} of the weights free, and none to take in "
             f"{len(full)} layers, such as {full[0]}",
-            hint="--method lwf-mc goes on from here; a new workspace lasts longer with a higher "
-            "--set pruning=0.9, or with pruning=0",
+            hint="--method lwf-mc goes on from here; a new one (--workspace DIR) lasts longer with "
+            "a higher --set pruning=0.9, or with pruning=0",
         )
     if share < NOTABLE_SHARE:
         ctx.note(f"{done} increments left {share:.1%} of the weights free to learn with")

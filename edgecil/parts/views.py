@@ -9,8 +9,8 @@ from torch import Tensor
 
 from edgecil.context import Context
 from edgecil.data.images import ImageSet, concat
-from edgecil.exemplars import herding
 from edgecil.nets.taps import freeze
+from edgecil.rankings import herding
 
 
 def half_old(ctx: Context) -> ImageSet:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgecil import registry
@@ -28,10 +29,17 @@ class MemoryReport:
     """Bytes of network and rule, which every method has."""
     notes: tuple[str, ...] = ()
     """Methods that are left out, and why."""
+    planned_with: Mapping[str, Any] = field(default_factory=dict)
+    """What the planned rows assume: ``budget`` (one number of bytes, of exemplars per class or in
+    ``total``), the ``codec`` of exemplars, their ``side`` in pixels."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON object."""
-        rest = {"classifier_bytes": self.classifier_bytes, "notes": list(self.notes)}
+        rest = {
+            "classifier_bytes": self.classifier_bytes,
+            "notes": list(self.notes),
+            "planned_with": dict(self.planned_with),
+        }
         return {**to_json(self.rows), **rest}
 
     def to_csv(self) -> str:
@@ -114,4 +122,11 @@ def report(workspace: Workspace) -> MemoryReport:
         except BudgetError as error:
             left_out.append(f"{name} is left out: {error.message}")
     rows.sort(key=lambda row: (row.kept_bytes, row.method != BASELINE, row.method))
-    return MemoryReport(tuple(rows), manifest.classifier_bytes, tuple(left_out))
+    return MemoryReport(tuple(rows), manifest.classifier_bytes, tuple(left_out), _assumed(manifest))
+
+
+def _assumed(manifest: VersionManifest) -> dict[str, Any]:
+    """Return under which budget, and as what, exemplars are planned."""
+    kept = manifest.kept
+    side = kept.get("exemplar_size") or manifest.input.resize
+    return {"budget": dict(kept["budget"]), "codec": kept["codec"], "side": side}

@@ -18,7 +18,7 @@ LAYERS = (
     ("edgecil._version", "edgecil.errors", "edgecil.options", "edgecil.settings", "edgecil.units"),
     ("edgecil.memory",),
     ("edgecil.data", "edgecil.nets", "edgecil.losses", "edgecil.synthesis", "edgecil.exemplars",
-     "edgecil.metrics"),
+     "edgecil.rankings", "edgecil.metrics"),
     ("edgecil.context", "edgecil.method"),
     ("edgecil.parts",),
     ("edgecil.methods", "edgecil.registry", "edgecil.cards"),
@@ -107,8 +107,8 @@ def test_methods_import_neither_the_engine_nor_each_other():
     methods = {m: p for m, p in EVERY.items() if m.startswith("edgecil.methods.")}
     assert len(methods) >= 8
     allowed = ("edgecil.context", "edgecil.method", "edgecil.parts", "edgecil.data",
-               "edgecil.nets", "edgecil.losses", "edgecil.exemplars", "edgecil.synthesis",
-               "edgecil.memory", "edgecil.errors", "edgecil.options", "edgecil.settings",
+               "edgecil.nets", "edgecil.losses", "edgecil.exemplars", "edgecil.rankings",
+               "edgecil.synthesis", "edgecil.memory", "edgecil.errors", "edgecil.options", "edgecil.settings",
                "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:

@@ -12,12 +12,12 @@ from torch.func import functional_call
 
 from edgecil.data.images import concat
 from edgecil.engine import increment
-from edgecil.exemplars import random_ranking
 from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import sigmoid_losses
 from edgecil.memory.fields import Field, exemplar_fields
 from edgecil.method import ModuleSpec, Phase, Recipe, Selection, Term, one_phase, previous_net
 from edgecil.nets.taps import batchnorm_inputs, freeze
+from edgecil.rankings import random_ranking
 from edgecil.settings import Optim, Training
 
 

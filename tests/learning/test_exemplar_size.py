@@ -10,11 +10,11 @@ from edgecil import api, upkeep
 from edgecil.data.images import concat
 from edgecil.engine import increment
 from edgecil.errors import UsageError
-from edgecil.exemplars import keep_all
 from edgecil.memory.fields import COUNTS, IMAGES
 from edgecil.method import Selection
 from edgecil.methods import rehearsal
 from edgecil.prepare import load_version
+from edgecil.rankings import keep_all
 from edgecil.settings import IMAGENET, Preprocess
 from edgecil.workspace import Workspace
 from edgecil_runtime.images import fit_square, read_image

@@ -11,20 +11,13 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgecil.errors import AdoptError, BudgetError, DataError, UsageError
-from edgecil.exemplars import (
-    build_exemplars,
-    herding,
-    herding_dot,
-    keep_all,
-    least_bytes,
-    nearest_to_mean,
-    random_ranking,
-)
+from edgecil.exemplars import build_exemplars, least_bytes
 from edgecil.memory import codecs
 from edgecil.memory.budget import Budget, choose_count, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, exemplar_fields
 from edgecil.memory.plan import plan
 from edgecil.memory.store import Store
+from edgecil.rankings import herding, herding_dot, keep_all, nearest_to_mean, random_ranking
 from edgecil_runtime.images import fit_square
 
 CODECS = ("raw", "png", "webp-lossless", "jpeg-75", "jpeg-95")

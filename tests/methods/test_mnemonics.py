@@ -17,7 +17,6 @@ from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import exemplar_images
 from edgecil.errors import UsageError
-from edgecil.exemplars import herding, random_ranking
 from edgecil.memory import process
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import COUNTS, IMAGES
@@ -25,6 +24,7 @@ from edgecil.parts import mnemonics
 from edgecil.parts.learned_exemplars import Learned, halves
 from edgecil.parts.unrolled import unrolled
 from edgecil.parts.weight_transfer import ScaledConv
+from edgecil.rankings import herding, random_ranking
 from edgecil.settings import CIFAR, IMAGENET
 
 PLAIN = {"adjust": False, "finetune": 0}

@@ -16,12 +16,12 @@ from edgecil.engine import increment
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.errors import TrainingError
-from edgecil.exemplars import interleave
 from edgecil.exporting.graph import core_graph, core_module
 from edgecil.memory.budget import Budget
 from edgecil.methods import bic, lucir
 from edgecil.parts.importance import fisher, penalty, per_image, sensitivity
 from edgecil.parts.views import balanced, first_of_each, half_old, remember_trained
+from edgecil.rankings import interleave
 from edgecil.settings import CIFAR
 
 

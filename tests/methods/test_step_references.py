@@ -10,12 +10,12 @@ from torch import nn
 
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
-from edgecil.exemplars import herding_dot
 from edgecil.memory.budget import Budget
 from edgecil.methods import bic, eeil, icarl
 from edgecil.model import Model
 from edgecil.nets.rules import CorrectedRule
 from edgecil.parts.importance import fisher, sensitivity
+from edgecil.rankings import herding_dot
 
 T = 2.0
 

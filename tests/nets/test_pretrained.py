@@ -14,7 +14,7 @@ import torch
 from edgecil.errors import DataError, DependencyMissing, UsageError
 from edgecil.nets.build import build, net_arrays
 from edgecil.nets.net import Net, NetSpec
-from edgecil.nets.pretrained import load_backbone
+from edgecil.nets.pretrained import load_backbone, load_classifier
 from edgecil_runtime import container
 
 State = dict[str, torch.Tensor]
@@ -91,6 +91,30 @@ def test_a_misfit_lists_names_and_the_network_that_fits(tmp_path: Path) -> None:
     assert "more" in caught.value.message
     assert caught.value.hint is not None and "--arch resnet14-b" in caught.value.hint
     assert all((a == before[n]).all() for n, a in net_arrays(net).items())
+
+
+def test_a_variant_that_no_array_tells_apart_is_never_offered(tmp_path: Path) -> None:
+    torch.save(net_of("resnet14-b-linear").backbone.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UsageError) as caught:
+        load_backbone(net_of("resnet8"), tmp_path / "w.pt")
+    assert caught.value.hint == "it fits --arch resnet14-b"
+
+
+def test_a_prefix_of_all_names_is_named(tmp_path: Path, donor: State) -> None:
+    torch.save({f"resnet.encoder.{n}": v for n, v in donor.items()}, tmp_path / "w.pt")
+    wanted = "all names begin with 'resnet.encoder.': remove it and save again"
+    with pytest.raises(UsageError) as caught:
+        load_backbone(net_of(), tmp_path / "w.pt")
+    assert caught.value.hint == wanted
+    heads = {"fc.weight": torch.zeros(3, 64), "fc.bias": torch.zeros(3)}
+    torch.save({f"resnet.encoder.{n}": v for n, v in (donor | heads).items()}, tmp_path / "w.pt")
+    with pytest.raises(UsageError) as caught:
+        load_classifier(net_of(), tmp_path / "w.pt", "labels.txt")
+    assert caught.value.hint == wanted
+    torch.save({f"strange.{i}": v for i, v in enumerate(donor.values())}, tmp_path / "w.pt")
+    with pytest.raises(UsageError) as caught:
+        load_backbone(net_of(), tmp_path / "w.pt")
+    assert caught.value.hint is None, "names that are none of ours without it, either"
 
 
 def test_missing_and_misshapen_arrays_are_listed(tmp_path: Path, donor: State) -> None:
