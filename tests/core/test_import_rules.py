@@ -108,8 +108,8 @@ def test_methods_import_neither_the_engine_nor_each_other():
     assert len(methods) >= 8
     allowed = ("edgecil.context", "edgecil.method", "edgecil.parts", "edgecil.data",
                "edgecil.nets", "edgecil.losses", "edgecil.exemplars", "edgecil.rankings",
-               "edgecil.synthesis", "edgecil.memory", "edgecil.errors", "edgecil.options", "edgecil.settings",
-               "edgecil.units")  # fmt: skip
+               "edgecil.synthesis", "edgecil.memory", "edgecil.errors", "edgecil.options",
+               "edgecil.settings", "edgecil.units")  # fmt: skip
     for module, path in methods.items():
         for name in ours(path, module) - {"edgecil"}:
             assert any(name == a or name.startswith(a + ".") for a in allowed), f"{module}: {name}"
