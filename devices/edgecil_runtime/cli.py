@@ -74,7 +74,7 @@ def build_parser() -> _Parser:
 
     def command(name: str, summary: str, loads: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(module="commands", loads=loads)
+        sub.set_defaults(module="commands", loads=loads, reads_files=True)
         sub.add_argument("bundle", metavar="BUNDLE", help="folder written by 'edgecil export'")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress, no hints")
@@ -106,7 +106,8 @@ def build_parser() -> _Parser:
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="jpg, png, webp or bmp")
     info = command("info", "show what a bundle holds, after checking its hashes", loads=False)
     _add_signature(info)
-    command("selftest", "predict the images that came with the bundle")
+    selftest = command("selftest", "predict the images that came with the bundle")
+    selftest.set_defaults(reads_files=False)
     _add_updates(commands)
     _add_doctor(commands)
     return parser
@@ -166,7 +167,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         options = _parse(words)
         prepare_device()
         if getattr(options, "loads", False):
-            refuse_hopeless(options.bundle, of_process(options.memory_limit))
+            limit = of_process(options.memory_limit)
+            refuse_hopeless(options.bundle, limit, options.reads_files)
         commands = import_module(f"edgecil_runtime.{options.module}")  # imports numpy
         run: Callable[[argparse.Namespace], Dict[str, Any]] = getattr(commands, options.command)
         show: Callable[[Dict[str, Any]], str] = getattr(commands, f"show_{options.command}")

@@ -22,11 +22,11 @@ _WORST = 5
 _REPORT_SECONDS = 1.0
 
 
-def _load(options: Namespace, reads_files: bool = True) -> Classifier:
+def _load(options: Namespace) -> Classifier:
     """Return the classifier under ``--memory-limit``, the peak of this whole process."""
     limit = of_process(options.memory_limit)
     process = OwnProcess(limit, options.threads)
-    process.prepare(reads_files)
+    process.prepare(options.reads_files)
     return Classifier(
         options.bundle,
         memory_limit=None if limit is None else limit.bytes,
@@ -200,7 +200,7 @@ def _signed(result: Dict[str, Any]) -> str:
 
 def selftest(options: Namespace) -> Dict[str, Any]:
     """Return the outcome of the bundle's own test images; a failure is an error."""
-    classifier = _load(options, reads_files=False)
+    classifier = _load(options)
     return {"bundle": classifier.manifest.directory_name, **classifier.selftest()._asdict()}
 
 

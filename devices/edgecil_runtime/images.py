@@ -27,6 +27,7 @@ from edgecil_runtime.errors import (
     RuntimeFault,
     RuntimeMissing,
 )
+from edgecil_runtime.memory import decoding_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,15 +134,6 @@ def _check_size(size: Tuple[int, int], max_pixels: int, path: PathLike) -> None:
             f"{os.fspath(path)}: too large: expected at most {max_pixels:,} pixels, "
             f"got {width:,} x {height:,} = {width * height:,}"
         )
-
-
-def decoding_bytes(width: int, height: int, simple: bool = True) -> int:
-    """Return the peak memory of decoding an image, the returned array included.
-
-    ``simple`` is an upright RGB or grey jpg, png or bmp: Pillow holds 4 bytes a pixel, the array
-    3, measured 7.5 in all. Webp, transparency, other modes and rotation need a second copy.
-    """
-    return width * height * (8 if simple else 16)
 
 
 def _check_bytes(image: PillowImage.Image, max_bytes: Optional[int], path: PathLike) -> None:

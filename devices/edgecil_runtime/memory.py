@@ -186,6 +186,15 @@ def predict_need(
     return max(loading, running, key=lambda need: need.total)
 
 
+def decoding_bytes(width: int, height: int, simple: bool = True) -> int:
+    """Return the peak memory of decoding an image, the returned array included.
+
+    ``simple`` is an upright RGB or grey jpg, png or bmp: Pillow holds 4 bytes a pixel, the array
+    3, measured 7.5 in all. Webp, transparency, other modes and rotation need a second copy.
+    """
+    return width * height * (8 if simple else 16)
+
+
 def _pillow_bytes() -> int:
     return 0 if "PIL.Image" in sys.modules else _PILLOW_BYTES
 
@@ -199,12 +208,18 @@ def plans(precision: str, baked: bool) -> Tuple[Plan, ...]:
     return (BAKED[precision], *PLANS[precision]) if baked else PLANS[precision]
 
 
-def too_small(manifest: Manifest, limit: int, least: Need, slack: int) -> MemoryLimitError:
-    """Return the error of a limit below ``least``; ``slack`` bytes more are asked for."""
+def too_small(manifest: Manifest, limit: int, least: Need, spare: int) -> MemoryLimitError:
+    """Return the error of a limit that ``least`` does not fit.
+
+    The one figure in it, in whole MB, is what to raise the limit to: ``least`` and at least
+    ``spare`` bytes, by which the need of one start differs from that of another.
+    """
     heavy = manifest.precision == "fp32" and least.weights > 1_000_000
     smaller = ", or export the model as int8" if heavy else ""
+    enough = round_up(least.total + spare)
+    rest = format_size(parse_size(enough) - least.total)
     return MemoryLimitError(
-        f"{manifest.directory_name} needs {format_size(least.total)}, the limit is "
-        f"{format_size(limit)} ({least.describe()}); nothing was loaded",
-        hint=f"raise the limit to {round_up(least.total + slack)}{smaller}",
+        f"{manifest.directory_name} needs about {enough[:-2]} MB, the limit is "
+        f"{format_size(limit)} ({least.describe()}, to spare {rest}); nothing was loaded",
+        hint=f"raise the limit to {enough}{smaller}",
     )

@@ -20,7 +20,6 @@ from edgecil_runtime.errors import (
 )
 from edgecil_runtime.images import (
     PathLike,
-    decoding_bytes,
     fit_square,
     read_image,
     resized_shape,
@@ -242,7 +241,7 @@ def fitting(manifest: Manifest, limit: Optional[int], baked: bool, before: int) 
         MemoryLimitError: none fits; the message gives the breakdown and what would do.
     """
     side = manifest.preprocess.resize
-    image = decoding_bytes(side, side)
+    image = memory.decoding_bytes(side, side)
     first = is_first_session()
     choices = [
         (plan, memory.predict_need(manifest, plan, before, image, first=first))

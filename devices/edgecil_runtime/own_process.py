@@ -13,7 +13,15 @@ from edgecil_runtime._environment import tighten_heap
 from edgecil_runtime.errors import RuntimeFault
 from edgecil_runtime.limits import FaultWatch, Limit, set_hard_stop
 from edgecil_runtime.manifest import MAX_MANIFEST_BYTES, decode_manifest
-from edgecil_runtime.memory import Need, plans, predict_need, too_small, trim, usage
+from edgecil_runtime.memory import (
+    Need,
+    decoding_bytes,
+    plans,
+    predict_need,
+    too_small,
+    trim,
+    usage,
+)
 from edgecil_runtime.plain_files import read_plain_file
 
 if TYPE_CHECKING:
@@ -23,7 +31,11 @@ if TYPE_CHECKING:
 # is gone again by then, and is caught the next time.
 _PIN_AFTER = (2, 4, 8, 16)
 _CODE_COMES_BACK = 4_000_000  # of the interpreter and numpy, of what was let go
-_LEAST_IN_USE, _USUAL_IN_USE = 24_000_000, 44_000_000
+_LEAST_IN_USE = 24_000_000
+# What numpy, onnxruntime and our own modules add to what Python has written to, measured with
+# onnxruntime 1.31 on x86-64. Pillow, once it is imported, takes less than is reserved for it.
+_IMPORTED, _IMPORTED_WITH_PILLOW = 25_500_000, 22_000_000
+_IMPORTED_VARIES = 1_500_000
 _TIGHT = 2  # a limit of more than this many times the peak needs no pages locked
 
 
@@ -88,10 +100,11 @@ class OwnProcess:
             self._watch.settled()
 
 
-def refuse_hopeless(path: PathLike, limit: Optional[Limit]) -> None:
+def refuse_hopeless(path: PathLike, limit: Optional[Limit], reads_files: bool = True) -> None:
     """Refuse a limit that even an empty process with the model's weights would not fit.
 
     Before numpy and onnxruntime are imported, which alone may take minutes under a kernel limit.
+    The figure to try is what the prediction after them will say, as far as this can be known now.
 
     Raises:
         MemoryLimitError: the limit is too small; the message says what would do.
@@ -103,14 +116,16 @@ def refuse_hopeless(path: PathLike, limit: Optional[Limit]) -> None:
     except RuntimeFault:
         return  # opening the bundle will say what is wrong with it
 
-    def least(in_use: int, baked: bool) -> Need:
+    def least(in_use: int, baked: bool, image: int = 0) -> Need:
         ways = plans(manifest.precision, baked)
-        return min((predict_need(manifest, plan, in_use) for plan in ways), key=sum)
+        return min((predict_need(manifest, plan, in_use, image) for plan in ways), key=sum)
 
-    hopeless = least(_LEAST_IN_USE, baked=True)
-    if hopeless.total > limit.bytes:
-        enough = least(_USUAL_IN_USE, baked=False)
-        raise too_small(manifest, limit.bytes, hopeless, enough.total - hopeless.total)
+    if least(_LEAST_IN_USE, baked=True).total > limit.bytes:
+        now, side = usage(), manifest.preprocess.resize
+        imported = _IMPORTED_WITH_PILLOW if reads_files else _IMPORTED
+        in_use = _LEAST_IN_USE if now is None else now.anonymous + imported
+        need = least(max(_LEAST_IN_USE, in_use), baked=False, image=decoding_bytes(side, side))
+        raise too_small(manifest, limit.bytes, need, _IMPORTED_VARIES)
 
 
 def _import_pillow() -> None:

@@ -16,7 +16,7 @@ from edgecil.errors import BudgetError, UsageError
 from edgecil.units import format_bytes, parse_bytes
 from edgecil_runtime import manifest
 from edgecil_runtime.compatibility import limits_of
-from edgecil_runtime.images import decoding_bytes
+from edgecil_runtime.memory import decoding_bytes
 
 _FOLDER = Path(__file__).parent / "profiles"
 _SIZES = ("ram", "memory", "flash")

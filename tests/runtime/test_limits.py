@@ -22,6 +22,7 @@ from edgecil_runtime import (
     code_pages,
     limits,
     memory,
+    own_process,
 )
 from edgecil_runtime import model as model_module
 from edgecil_runtime import session as session_module
@@ -371,6 +372,38 @@ def test_the_figure_in_the_error_really_does(tmp_path, toy, limit):
     assert answer["result"]["peak_rss_bytes"] <= int(figure[:-2]) * 1e6
 
 
+def figure_of(error):
+    """Return the megabytes that an error asks for, the same in its message and its hint."""
+    hinted = int(error["hint"].split()[4].rstrip(",")[:-2])
+    assert f"toy-v2 needs about {hinted} MB, the limit is " in error["message"]
+    parts = error["message"].split("(")[1].split(")")[0].split(", ")
+    assert sum(float(part.split()[-2]) for part in parts) == pytest.approx(hinted, abs=0.5)
+    return hinted
+
+
+@pytest.mark.parametrize("command", ["evaluate", "selftest"])
+def test_both_stages_ask_for_the_same_and_it_is_not_too_much(tmp_path, toy, command):
+    path = toy.resnet_bundle(tmp_path, 32, True)
+    folder = toy.colour_folder(tmp_path / "set", each=3, names=("class 0",))
+    code = "import sys\nfrom edgecil_runtime.cli import main\nsys.exit(main(sys.argv[1:]))"
+    words = [command, path, *([folder] if command == "evaluate" else []), "--json", "-q"]
+
+    def under(megabytes):
+        done = python(code, *words, "--memory-limit", f"{megabytes}MB")
+        return done.returncode, json.loads(done.stdout)
+
+    early = [figure_of(answer["error"]) for _, answer in map(under, (10, 30, 44))]
+    assert max(early) - min(early) <= 1
+    status, answer = under(early[0] - 6)  # by the prediction, after the imports
+    assert status == 3 and "nothing was loaded" in answer["error"]["message"]
+    assert abs(figure_of(answer["error"]) - early[0]) <= 3
+    status, answer = under(early[0])
+    assert status == 0, answer
+    if command == "evaluate":
+        predicted = sum(answer["result"]["predicted_bytes"].values())
+        assert predicted <= early[0] * 1e6 <= 1.1 * predicted
+
+
 def test_automatic_under_a_kernel_limit(cgroup, tmp_path, toy):
     path = toy.resnet_bundle(tmp_path, 32, True)
     toy.colour_folder(tmp_path / "set", each=6, names=("class 0", "class 1"))
@@ -462,11 +495,18 @@ def test_the_hard_stop_respects_what_the_system_allows(monkeypatch):
         assert asked.pop() == (pytest.approx(expected, abs=5e6), hard)
 
 
-def test_hopeless_limits_name_a_figure(colour):
-    with pytest.raises(MemoryLimitError, match="nothing was loaded") as caught:
-        refuse_hopeless(colour, Limit(20_000_000, "as asked"))
-    figure = int(caught.value.hint.split()[4].rstrip(",")[:-2])
-    assert 40 < figure < 90
+def test_hopeless_limits_name_a_figure(colour, monkeypatch):
+    def figure(now, reads_files=True):
+        monkeypatch.setattr(own_process, "usage", lambda: now)
+        with pytest.raises(MemoryLimitError, match="nothing was loaded") as caught:
+            refuse_hopeless(colour, Limit(20_000_000, "as asked"), reads_files)
+        return figure_of(vars(caught.value))
+
+    fresh = memory.Usage(15_000_000, 16_000_000, 9_000_000, 6_000_000, 9_000_000, 0)
+    assert 40 < figure(None) <= figure(fresh) < 60
+    # A Python that takes more needs more; where no file is read, room for Pillow is kept free.
+    assert figure(fresh._replace(anonymous=14_000_000)) == figure(fresh) + 5
+    assert figure(fresh, reads_files=False) > figure(fresh)
 
 
 def test_pillow_may_be_missing(monkeypatch, colour):
