@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from edgecil.errors import EdgecilError
+from edgecil.options import near
 from edgecil_runtime.errors import RuntimeFault
 
 BUG = 70
@@ -57,12 +58,11 @@ def _first_line(error: BaseException) -> str:
 def _usage(error: Any) -> Failure:
     """Return a usage error in our words; an unknown name comes with the nearest known ones."""
     message, _, close = error.message.partition(". Did you mean ")
-    hint = ", ".join(close.rstrip("?").replace("'", "").split(", ")) if close else None
-    near = getattr(error, "possibilities", None)
-    if near:
-        hint = ", ".join(near)
-    elif not close:
-        message = error.format_message()
+    known = getattr(error, "possibilities", None) or close.rstrip("?").replace("'", "").split(", ")
+    typed = getattr(error, "option_name", None) or message.rpartition(" ")[2].strip("'")
+    hint = ", ".join(near(typed, [name for name in known if name]))
+    if not any(known):
+        message = error.format_message().replace("Value error, ", "")
     path = error.ctx.command_path if getattr(error, "ctx", None) else "edgecil"
     hint = f"did you mean {hint}?" if hint else f"{path} --help"
     message = message.strip().rstrip(".")

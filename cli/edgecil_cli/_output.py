@@ -18,12 +18,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from edgecil.workspace import normal_path
 from edgecil_cli import _tables
 from edgecil_cli._errors import Failure
 from edgecil_cli._tables import Column
 
 SCHEMA = 1
 _UNLIMITED = 10_000
+INDENTED = "\n  "
 PROSE = 88
 """Cells of a line of prose, where the terminal is wider."""
 
@@ -94,8 +96,9 @@ class Output:
                 error = {k: getattr(failure, k) for k in ("code", "message", "hint")}
                 self._json(ok=False, error=error)
             return
-        # One line each, whatever the message holds: logs are read by line.
-        self._line("error", "bold red", " ".join(failure.message.split()))
+        # Names of files may hold line ends; only those before an indented line are ours.
+        lines = [" ".join(line.split()) for line in failure.message.split(INDENTED)]
+        self._line("error", "bold red", INDENTED.join(lines))
         if failure.hint:
             self._line("hint", "cyan", " ".join(failure.hint.split()))
 
@@ -124,10 +127,18 @@ class Output:
         self.print(_tables.pairs(clean, min(self.width, PROSE)))
 
     def _line(self, label: str, style: str, text: str) -> None:
+        lines = text.split(INDENTED)
         if self.err.is_terminal and not text.startswith("edgecil"):
-            # Words stay whole on a narrow terminal; a log, and a command to copy, is one line.
-            text = "\n".join(_tables.wrap(f"{label}: {text}", self.err.width))
-            text = text.removeprefix(f"{label}: ")
+            # Words stay whole on a narrow terminal, and what is listed stays a list.
+            first, *listed = lines
+            wrapped = _tables.wrap(f"{label}: {first}", self.err.width)
+            for line in listed:
+                head, *rest = _tables.wrap(line, self.err.width - 4)
+                wrapped += [f"  {head}", *(f"    {part}" for part in rest)]
+            text = "\n".join(wrapped).removeprefix(f"{label}: ")
+        else:
+            # A log, which is read by line, and a command to copy: one line, whatever it holds.
+            text = " ".join(lines)
         self.err.print(Text.assemble((f"{label}:", style), " ", printable(text)))
 
     def note(self, text: str) -> None:
@@ -149,5 +160,5 @@ def percent(value: float | None) -> str:
 
 def short(path: Path) -> str:
     """Return a path as it would be typed here: relative when it lies below this folder."""
-    here = Path.cwd()
+    here, path = Path.cwd(), normal_path(path)
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

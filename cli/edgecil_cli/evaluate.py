@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgecil.errors import DataError
 from edgecil_cli._options import (
     EXPERT,
     DeviceOption,
@@ -19,6 +22,7 @@ from edgecil_cli._options import (
 from edgecil_cli._output import Output, percent
 from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
+from edgecil_runtime.images import is_image_name
 
 EPILOG = """\
 Examples:
@@ -103,6 +107,7 @@ def predict(
 ) -> None:
     """Name the class of every image."""
     output = Output("predict", as_json=as_json, quiet=quiet)
+    _refuse_folders(images)
     from edgecil import api
 
     found = api.predict(images, workspace=workspace, version=version, device=device, top=top)
@@ -128,4 +133,17 @@ def predict(
         ]  # fmt: skip
         output.table(
             [Column("image"), Column("class"), Column("score", right=True), Column("then")], rows
+        )
+
+
+def _refuse_folders(images: Sequence[Path]) -> None:
+    """Refuse folders, with the pattern that names the images in them."""
+    for folder in (path for path in images if path.is_dir()):
+        found = sorted(p for p in folder.rglob("*") if is_image_name(p.name))
+        pattern = f"*{found[0].suffix}" if found else "*.jpg"
+        between = "*/" * (len(found[0].relative_to(folder).parts) - 1) if found else ""
+        where = shlex.quote(str(folder))
+        raise DataError(
+            f"{folder} is a folder: predict takes image files",
+            hint=f"give files: {where}/{between}{pattern}",
         )

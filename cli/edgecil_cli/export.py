@@ -11,6 +11,7 @@ from typer import Option
 
 from edgecil.exporting.targets import memory_needed
 from edgecil.units import format_bytes
+from edgecil.workspace import Workspace
 from edgecil_cli._options import (
     EXPERT,
     JsonOption,
@@ -111,10 +112,11 @@ def export(
     path = report.path.absolute()
     output.result({**report.to_json(), "path": path}, value_only=str(path))
     if output.for_people:
-        _show(output, report, path)
+        added = Workspace.find(workspace).manifest(report.version).groups[-1]
+        _show(output, report, path, added)
 
 
-def _show(output: Output, report: ExportReport, path: Path) -> None:
+def _show(output: Output, report: ExportReport, path: Path, added: int) -> None:
     precision, classes = report.precision, count(len(report.labels), "class")
     output.print(f"bundle {path.name}: version {report.version}, {classes}, {precision}")
     output.print()
@@ -122,7 +124,12 @@ def _show(output: Output, report: ExportReport, path: Path) -> None:
         columns = ["fp32", precision, "points lost"] if precision != "fp32" else ["fp32"]
         output.table(
             [Column("classes"), *(Column(title, right=True) for title in columns)],
-            [_accuracy(name, group)[: 1 + len(columns)] for name, group in report.accuracy.items()],
+            [
+                _accuracy(name, group)[: 1 + len(columns)]
+                for name, group in report.accuracy.items()
+                # Where an increment added no class, "new" are those of the one before it.
+                if added or name == "all"
+            ],
         )
         output.print()
     rows = [*_size(report), *_gates(report), *_cost(report), ("path", short(path))]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from edgecil.errors import UsageError
 from edgecil.units import format_bytes
 from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption, flag, value
 from edgecil_cli._output import Output, percent, short
+from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Examples:
   edgecil report-memory --plot memory.svg --results bench/quick
 """
 BASELINE = "lwf-mc"
+CODECS = {"webp-lossless": "lossless WebP", "png": "PNG", "jpeg": "JPEG", "raw": "raw pixels"}
 
 
 def complete_protocol(incomplete: str) -> list[str]:
@@ -118,6 +121,7 @@ def _show(output: Output, report: MemoryReport) -> None:
     output.print()
     output.pairs(
         [
+            ("planned", f"with {planned_with(report.planned_with)}"),
             ("kept", "bytes carried to the next increment, beside the classifier"),
             ("training", "teachers, gradients, momentum: only while an increment is learned"),
             ("classifier", f"{format_bytes(report.classifier_bytes)}, which every method has"),
@@ -125,6 +129,19 @@ def _show(output: Output, report: MemoryReport) -> None:
     )
     for text in report.notes:
         output.note(text)
+
+
+def planned_with(assumed: Mapping[str, Any]) -> str:
+    """Return in words how many exemplars a plan counts, and as what they are stored."""
+    budget, codec, side = (assumed[key] for key in ("budget", "codec", "side"))
+    stored = f"as {CODECS.get(codec, codec)} of {side} x {side} pixels"
+    if budget["bytes"] is not None:
+        return f"as many exemplars as {format_bytes(budget['bytes'])} hold, {stored}"
+    if budget["per_class"] is not None:
+        return f"{count(budget['per_class'], 'exemplar')} per class {stored}"
+    if budget["total"] is not None:
+        return f"{count(budget['total'], 'exemplar')} in all {stored}"
+    return f"every image as an exemplar, {stored}"
 
 
 def _rows(row: MethodMemory) -> list[list[str]]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 
 import pytest
 from rich.cells import cell_len
+
+from edgecil_cli.memory import planned_with
 
 # Arguments, and how the one value of --quiet follows from the JSON result.
 COMMANDS = {
@@ -142,6 +145,58 @@ def test_memory_report_names_fields_and_baseline(ask, known):
     assert any(
         "lwf-mc" in line and "0 B" in line and "baseline" in line for line in text.split("\n")
     )
+
+
+def test_memory_report_says_how_many_exemplars_are_planned(ask, known):
+    text = ask("report-memory", "--workspace", known).out
+    assert re.search(
+        r"planned +with 3 exemplars per class as lossless WebP of \d+ x \d+ pixels\n", text
+    )
+    assumed = ask("report-memory", "--workspace", known, "--json").json["result"]["planned_with"]
+    assert assumed["budget"] == {"bytes": None, "per_class": 3, "total": None}
+    assert assumed["codec"] == "webp-lossless"
+    words = {
+        "as many exemplars as 2 MB hold, as raw pixels": {"bytes": 2_000_000},
+        "2,000 exemplars in all as raw pixels": {"total": 2_000},
+        "every image as an exemplar, as raw pixels": {},
+    }
+    for text, budget in words.items():
+        limits = {"bytes": None, "per_class": None, "total": None, **budget}
+        said = planned_with({"budget": limits, "codec": "raw", "side": 32})
+        assert said == f"{text} of 32 x 32 pixels"
+
+
+def test_a_limit_on_what_a_method_does_not_keep_is_said_to_be_idle(ask, first, tmp_path):
+    common = ("learn", "--new-data", first, "--arch", "resnet8", "--epochs", 1, "--dry-run",
+              "--workspace", tmp_path)  # fmt: skip
+    said = {
+        ("lwm", "--memory-budget", "2MB"):
+            "lwm keeps nothing between increments: any --memory-budget holds",
+        ("lwm", "--exemplars-total", 20): "lwm stores no exemplars: --exemplars-total has no",
+        ("joint", "--exemplars-per-class", 5): "--exemplars-per-class has no effect",
+        ("icarl", "--exemplars-total", 20): None,
+        ("icarl", "--memory-budget", "2MB"): None,
+        ("lwm",): None,
+    }  # fmt: skip
+    for (method, *limit), text in said.items():
+        answer = ask(*common, "--method", method, *limit)
+        assert answer.code == 0, answer
+        idle = [x for x in answer.err.splitlines() if "has no effect" in x or "budget holds" in x]
+        assert bool(idle) == (text is not None) and (text or "") in "".join(idle), answer.err
+
+
+def test_export_after_more_of_known_classes_has_no_new_ones(ask, own, first, tmp_path):
+    learned = ask(
+        "learn", "--new-data", first, "--update-known", "--epochs", 1, "--workspace", own, "--json"
+    )
+    assert learned.code == 0, learned
+    answer = ask(
+        "export", "--workspace", own, "-o", tmp_path / "o", "--test-data", first,
+        "--max-drop", 100, "--min-agreement", 0,
+    )  # fmt: skip
+    assert answer.code == 0, answer
+    rows = [line.split()[0] for line in answer.out.splitlines() if line.strip()]
+    assert "all" in rows and not {"old", "new"} & set(rows)
 
 
 def test_method_shows_docstring_options_ranges_and_presets(ask):

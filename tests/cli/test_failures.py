@@ -55,6 +55,30 @@ def test_refusals(ask, first, tmp_path, monkeypatch, arguments, code, name, hint
     assert not (tmp_path / ".edgecil" / "current").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["learn", "--metod", "lwm"], "no such option: --metod", "did you mean --method?"),
+        (["export", "--precision", "int4"],
+         "invalid value for '--precision': 'int4' is not one of 'int8', 'fp32'", None),
+        (["learn", "--new-data", "FIRST", "--set", "gamma=-1"],
+         "option gamma must be at least 0, got -1.0", None),
+        (["learn", "--new-data", "FIRST", "--method", "lwf", "--set", "temperature=1000"],
+         "option temperature must be in [0.1, 100], got 1000.0", None),
+        (["predict", "FIRST"], "FIRST is a folder: predict takes image files",
+         "give files: FIRST/*/*.png"),
+        (["predict", "FIRST/cat"], "FIRST/cat is a folder: predict takes image files",
+         "give files: FIRST/cat/*.png"),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_refusal(ask, first, tmp_path, monkeypatch, arguments, message, hint):
+    monkeypatch.chdir(tmp_path)
+    answer = ask(*[a.replace("FIRST", str(first)) for a in arguments], "--json")
+    error = answer.json["error"]
+    assert error["message"] == message.replace("FIRST", str(first))
+    assert hint is None or error["hint"] == hint.replace("FIRST", str(first))
+
+
 def test_a_class_that_is_known_is_named(ask, known, first):
     answer = ask("learn", "--new-data", first, "--workspace", known)
     assert answer.code == 1 and "cat, dog, fox" in answer.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import time
 
@@ -39,7 +40,8 @@ def test_sigint_saves_and_the_run_resumes(start, ask, first, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert "stopping after this step" in err and "error: stopped; the run is saved" in err
+    assert "stopping after this step" in err
+    assert re.search(r"error: stopped in (epoch|step) \d+ of 120; the run is saved\n", err), err
     assert f"hint: edgecil learn --resume --workspace '{root}'" in err
     assert (root / "run" / "state.safetensors").exists() and not (root / "current").exists()
     answer = ask("learn", "--resume", "--workspace", root, "--json")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from edgecil.engine.events import Note, PhaseStarted, Progress, Stage
 from edgecil_cli import _progress
+from edgecil_cli._errors import Failure
 from edgecil_cli._output import Output, percent, plain
 from edgecil_cli._tables import Column, pairs, table, wrap
 
@@ -38,6 +39,33 @@ def test_long_values_wrap_under_themselves_and_paths_stay_whole():
         "kept  one two three four five",
         "      six seven",
         f"path  {path}",
+    ]
+
+
+def test_a_list_in_a_refusal_stays_a_list_on_a_terminal_and_is_one_line_in_a_log():
+    message = (
+        "w.pt does not fit resnet18:\n  missing: conv1.weight, bn1.weight\n  nearest: a for b?"
+    )
+    seen = {}
+    for terminal in (True, False):
+        output = Output("init")
+        output.err = Console(
+            file=io.StringIO(), force_terminal=terminal, color_system=None, width=30,
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        output.failure(Failure("usage", message, "it fits\n --arch resnet34", 2))
+        seen[terminal] = output.err.file.getvalue().splitlines()
+    assert seen[True] == [
+        "error: w.pt does not fit",
+        "resnet18:",
+        "  missing: conv1.weight,",
+        "    bn1.weight",
+        "  nearest: a for b?",
+        "hint: it fits --arch resnet34",
+    ]
+    assert seen[False] == [
+        "error: w.pt does not fit resnet18: missing: conv1.weight, bn1.weight nearest: a for b?",
+        "hint: it fits --arch resnet34",
     ]
 
 

@@ -170,6 +170,7 @@ def test_int8_of_a_foreign_model_needs_images_and_says_so(softmax, folders, tmp_
     with pytest.raises(UsageError, match="none recorded") as caught:
         api.export(workspace=softmax, output=tmp_path)
     assert "--calibrate DIR" in caught.value.hint
+    assert "--calibrate synthetic" in caught.value.hint
     report = api.export(
         workspace=softmax, output=tmp_path, calibrate=str(folders[0]), min_agreement=0.0
     )
