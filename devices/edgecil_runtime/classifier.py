@@ -101,7 +101,7 @@ class Classifier:
         else:
             if limit is not None and memory_limit == "auto" and process is None:
                 now = memory.usage()
-                self.memory_limit = limit.bytes - (now.resident if now else 0)
+                self.memory_limit = max(0, limit.bytes - (now.resident if now else 0))
             self._model = Model(self._bundle, self.memory_limit, threads, process, baked)
 
     @property
