@@ -10,6 +10,7 @@ import typer
 from edgecil import registry
 from edgecil.errors import EdgecilError
 from edgecil.exporting import targets
+from edgecil.request import LearnRequest
 from edgecil.workspace import Workspace
 
 EXPERT = "Expert options"
@@ -35,6 +36,27 @@ def complete_method(incomplete: str) -> list[tuple[str, str]]:
         for name, info in registry.methods().items()
         if info.kind == kind and name.startswith(begun)
     ]
+
+
+def complete_option(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the options that begin so, as ``NAME=``, of the method that ``learn`` would take."""
+    try:
+        fields = registry.option_fields(ctx.params.get("method") or _method_in_use(ctx))
+    except EdgecilError:
+        return []
+    return [
+        (f"{field.name}=", field.metadata["help"])
+        for part in fields.values()
+        for field in part
+        if field.name.startswith(incomplete)
+    ]
+
+
+def _method_in_use(ctx: typer.Context) -> str:
+    workspace = Workspace.find(ctx.params.get("workspace"))
+    request = LearnRequest("").inherited(workspace.manifest() if workspace.exists() else None)
+    assert request.method is not None
+    return request.method
 
 
 def complete_version(incomplete: str) -> list[tuple[str, str]]:
