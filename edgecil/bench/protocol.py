@@ -121,6 +121,10 @@ class Protocol:
         return self.split
 
 
+_KEYS = tuple(f.name for f in fields(Protocol) if f.name != "name")
+"""What a file may say of a protocol."""
+
+
 def _order(text: str, count: int, seed: int) -> list[int]:
     """Return the order that ``text`` names, over ``count`` classes."""
     kind, _, number = text.rpartition(" ")
@@ -163,36 +167,82 @@ def parse(name: str, text: str) -> dict[str, Protocol]:
     Raises:
         UsageError: not TOML, or a key that no protocol has.
     """
+    file = f"{name}{SUFFIX}"
     try:
         values = tomllib.loads(text)
         splits = values.pop("splits", None)
         if splits is None:
-            return {name: _made(name, values)}
-        return {
-            f"{name}-{split}": _made(
-                f"{name}-{split}",
-                {**values, **own, "summary": f"{values['summary']}: {own['split']}"},
+            return {name: _made(name, values, file)}
+        _check_keys(file, values, (*_KEYS, "splits"), ("summary",))
+        found = {}
+        for split, own in _table(f"{file}, [splits]", splits).items():
+            where = f"{file}, [splits.{split}]"
+            _check_keys(where, own, _KEYS, ("split",))
+            summary = f"{values['summary']}: {own['split']}"
+            made = f"{name}-{split}"
+            found[made] = _made(
+                made, {**values, **own, "summary": summary}, file, split, tuple(own)
             )
-            for split, own in splits.items()
-        }
-    except (tomllib.TOMLDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"protocol {name} cannot be read: {error}") from None
+        return found
+    except (tomllib.TOMLDecodeError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
 
 
-def _made(name: str, values: Mapping[str, Any]) -> Protocol:
-    known = [f.name for f in fields(Protocol) if f.name != "name"]
-    unknown = next((key for key in values if key not in known), None)
+def _table(where: str, values: Any) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: expected a table, got {values!r}")
+    return values
+
+
+def _check_keys(
+    where: str, values: Any, known: Sequence[str], required: Sequence[str] = ()
+) -> None:
+    """Refuse a table with a key that is not known, or without one that is required."""
+    unknown = next((key for key in _table(where, values) if key not in known), None)
     if unknown is not None:
-        raise UsageError(f"{name}: unknown key {unknown!r}", hint=nearest(unknown, known))
+        raise UsageError(f"{where}: unknown key {unknown!r}", hint=nearest(unknown, list(known)))
+    missing = next((key for key in required if key not in values), None)
+    if missing is not None:
+        raise UsageError(f"{where}: the key {missing!r} is missing")
+
+
+def _names(cls: type[Any]) -> list[str]:
+    return [f.name for f in fields(cls)]
+
+
+def _made(
+    name: str, values: Mapping[str, Any], file: str, split: str = "", own: Sequence[str] = ()
+) -> Protocol:
+    """Return a protocol; the tables ``own`` are written below that of its ``split``."""
+    _check_keys(file, values, (*_KEYS, "splits"), ("summary", "layout", "split"))
     made = _frozen(values)
-    readers: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    readers: dict[str, Callable[[str, Any], Any]] = {
         "training": _training,
-        "augment": lambda part: Augment(**part),
-        "preprocess": lambda part: Preprocess(**part),
-        "published": lambda part: {m: Published.of(row) for m, row in part.items()},
+        "augment": _augment,
+        "preprocess": _preprocess,
+        "published": _published,
     }
-    made |= {key: read(made[key]) for key, read in readers.items() if key in made}
+    for key, read in readers.items():
+        if key in made:
+            place = f"splits.{split}.{key}" if key in own else key
+            made[key] = read(f"{file}, [{place}]", made[key])
     return Protocol(name, **made)
+
+
+def _augment(where: str, values: Any) -> Augment:
+    _check_keys(where, values, _names(Augment))
+    return Augment(**values)
+
+
+def _preprocess(where: str, values: Any) -> Preprocess:
+    _check_keys(where, values, _names(Preprocess), _names(Preprocess))
+    return Preprocess(**values)
+
+
+def _published(where: str, values: Any) -> dict[str, Published]:
+    for method, row in _table(where, values).items():
+        _check_keys(f"{where}, {method}", row, _names(Published), ("table",))
+    return {method: Published.of(row) for method, row in values.items()}
 
 
 def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,10 +253,14 @@ def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _training(values: Mapping[str, Any]) -> Training:
+def _training(where: str, values: Any) -> Training:
     """Return a training whose milestones are written as epochs."""
+    optim_keys, own = ("lr", "momentum", "weight_decay"), ("schedule", "milestones", "factor")
+    training_keys = [name for name in _names(Training) if name != "optim"]
+    required = ("epochs",) if "milestones" in _table(where, values) else ()
+    _check_keys(where, values, (*training_keys, *optim_keys, *own), required)
     rest = dict(values)
-    optim = {k: rest.pop(k) for k in ("lr", "momentum", "weight_decay") if k in rest}
+    optim = {k: rest.pop(k) for k in optim_keys if k in rest}
     milestones, factor = rest.pop("milestones", None), rest.pop("factor", 0.1)
     kind = rest.pop("schedule", "cosine")
     if milestones is not None:

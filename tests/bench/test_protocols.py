@@ -289,20 +289,42 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("epoch = 3", "unknown key 'epoch'"),
+            ("epoch = 3", r"^mine\.toml: unknown key 'epoch'"),
             ('order = "numpy"', "unknown class order 'numpy'"),
             ('subset = "first 3"', "unknown subset 'first 3'"),
             ('subset = "devkit 3"', "needs the layout imagenet-devkit"),
-            ("[training]\nepoch = 3", "cannot be read: .*epoch"),
-            ("[published]\nlwm = { final = 3.0 }", "cannot be read: .*table"),
-            ("[published]\nlwm = 3.0", "cannot be read"),
-            ("classes = [", "cannot be read"),
+            ("[training]\nepoch = 3", r"^mine\.toml, \[training\]: unknown key 'epoch'"),
+            ("[training]\nmilestones = [3]", r"\[training\]: the key 'epochs' is missing"),
+            ("[augment]\ncrops = 3", r"\[augment\]: unknown key 'crops'"),
+            ("[preprocess]\nsize = 3", r"\[preprocess\]: the key 'resize' is missing"),
+            ("training = 3", r"\[training\]: expected a table, got 3"),
+            ("[published]\nlwm = { final = 3.0 }", "lwm: the key 'table' is missing"),
+            ("[published]\nlwm = { table = '1', finale = 3.0 }", "lwm: unknown key 'finale'"),
+            ("[published]\nlwm = 3.0", "lwm: expected a table"),
+            ("classes = [", r"^mine\.toml cannot be read"),
+            ("[splits.a]\nepochs = 3", r"\[splits\.a\]: the key 'split' is missing"),
+            ("[splits.a]\nsplit = [1]\ntrain = 3", r"\[splits\.a\]: unknown key 'train'"),
+            ("[splits]\na = 3", r"\[splits\.a\]: expected a table"),
+            (
+                "[splits.a]\nsplit = [1]\n[splits.a.training]\nepoch = 3",
+                r"\[splits\.a\.training\]: unknown key 'epoch'",
+            ),
         ],
     )
     def test_mistakes_are_named(self, tmp_path, line, message):
         path = tmp_path / "mine.toml"
         path.write_text(f'summary = "own"\nlayout = "folders"\nsplit = [1]\n{line}\n')
         with pytest.raises(UsageError, match=message):
+            protocol(str(path))
+
+    def test_a_key_misspelt_gets_the_nearest_and_a_missing_one_its_name(self, tmp_path):
+        path = tmp_path / "mine.toml"
+        path.write_text('summary = "own"\nlayout = "folders"\nsplit = [1]\n[training]\nepoch = 2\n')
+        with pytest.raises(UsageError) as refused:
+            protocol(str(path))
+        assert refused.value.hint.startswith("did you mean epochs")
+        path.write_text('summary = "own"\nsplit = [1]\n')
+        with pytest.raises(UsageError, match=r"^mine\.toml: the key 'layout' is missing"):
             protocol(str(path))
 
     def test_unknown_names_offer_the_nearest(self, tmp_path):
