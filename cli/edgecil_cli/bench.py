@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +13,10 @@ from edgecil.errors import EdgecilError, UsageError
 from edgecil.units import format_bytes, parse_bytes
 from edgecil_cli._options import EXPERT, MEMORY, DeviceOption, JsonOption, QuietOption, value
 from edgecil_cli._output import Output, percent, short
-from edgecil_cli._tables import Column
+from edgecil_cli._tables import GAP, NARROWEST, Column
 
 if TYPE_CHECKING:
+    from edgecil.bench.pool import Outcome
     from edgecil.bench.results import Result
     from edgecil.bench.runner import Run
 
@@ -31,6 +33,13 @@ Examples:
 """
 
 
+def complete_protocol(incomplete: str) -> list[tuple[str, str]]:
+    """Return the protocols whose names begin so, with what is learned."""
+    from edgecil.bench.protocol import protocols
+
+    return [(n, p.summary) for n, p in protocols().items() if n.startswith(incomplete)]
+
+
 class Precision(StrEnum):
     """Arithmetic of the forward passes."""
 
@@ -41,7 +50,12 @@ class Precision(StrEnum):
 
 def bench(
     protocol: Annotated[
-        str | None, typer.Argument(metavar="PROTOCOL", help="Name, or a .toml file of your own.")
+        str | None,
+        typer.Argument(
+            metavar="PROTOCOL",
+            help="Name, or a .toml file of your own.",
+            autocompletion=complete_protocol,
+        ),
     ] = None,
     data: Annotated[Path | None, value("Folder of the protocol's data set.", "DIR")] = None,
     methods: Annotated[
@@ -116,14 +130,27 @@ def _run(
         raise UsageError("--data is missing", hint="the folder of the data set: --data cifar100/")
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
-    failed = [o for o in pool.run_all(runs, data, folder, jobs=jobs, say=output.note) if o.error]
+    outcomes = pool.run_all(runs, data, folder, jobs=jobs, say=output.note)
+    failed = [o for o in outcomes if o.fault]
     if failed:
-        first = failed[0]
-        raise EdgecilError(
-            f"{len(failed)} of {len(runs)} runs failed; the first, {first.run.variant} with seed "
-            f"{first.run.seed}: {first.error}",
-            hint="the others are kept; the same command makes what is missing",
-        )
+        raise _failure(failed, len(runs), noted=output.for_people)
+
+
+def _failure(failed: list[Outcome], count: int, *, noted: bool) -> EdgecilError:
+    """Return the failure of some of ``count`` runs; what went wrong is ``noted``, or said here."""
+    first = failed[0]
+    fault = first.fault
+    assert fault is not None
+    text = f"{len(failed)} of {count} runs failed"
+    if noted:
+        names = (f"{o.run.variant} with seed {o.run.seed}" for o in failed)
+        text += f": {', '.join(names)}"
+    else:
+        text += f"; the first, {first.run.variant} with seed {first.run.seed}: {fault.message}"
+    kept = "the results of the others are kept; the same command tries these again"
+    error = EdgecilError(text, hint=kept if len(failed) < count else fault.hint)
+    error.code, error.exit_code = fault.code, fault.exit_code
+    return error
 
 
 def _numbers(text: str) -> list[int]:
@@ -140,10 +167,10 @@ def _list(output: Output) -> None:
     rows = {name: {"summary": p.summary, "source": p.source} for name, p in known.items()}
     output.result(rows, value_only="\n".join(known))
     if output.for_people:
-        output.table(
-            [Column("protocol"), Column("what is learned")],
-            [[name, row["summary"]] for name, row in rows.items()],
-        )
+        # A line each, so that all are seen; --json has them in full.
+        room = max(NARROWEST, output.width - max(map(len, rows)) - len(GAP))
+        cells = [[name, shorten(p.summary, room, placeholder=" ...")] for name, p in known.items()]
+        output.table([Column("protocol"), Column("what is learned")], cells)
 
 
 def _row(result: Result) -> dict[str, Any]:

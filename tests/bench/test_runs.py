@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ import toys
 from small_runs import PROTOCOL, same
 
 from edgecil import api
-from edgecil.bench import layouts, pool, results
+from edgecil.bench import layouts, pool, results, worker
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.engine import loop
-from edgecil.errors import DataError, Interrupted, UsageError
+from edgecil.errors import BudgetError, DataError, Interrupted, OutOfMemory, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,44 +125,116 @@ class TestManyRuns:
         said = []
         runs = [run("finetune"), run("ncm")]
         first = pool.run_all(runs, data, tmp_path / "out", jobs=2, say=said.append)
-        assert [o.error for o in first] == [None, None]
+        assert [o.fault for o in first] == [None, None]
         before = [o.path.stat().st_mtime_ns for o in first]
         again = pool.run_all(runs, data, tmp_path / "out", say=said.append)
         assert [o.path.stat().st_mtime_ns for o in again] == before
         assert said[-2:] == ["finetune seed 0: is there", "ncm seed 0: is there"]
 
     def test_a_run_that_fails_leaves_the_others_alone(self, data, tmp_path):
-        runs = [run("finetune", memory_budget=10), run("icarl", memory_budget=10)]
+        # More than flat images would need, less than these: it shows when they are encoded.
+        runs = [run("finetune", memory_budget=1500), run("icarl", memory_budget=1500)]
         good, bad = pool.run_all(runs, data, tmp_path / "out", jobs=2)
-        assert good.error is None and good.path.exists()
-        assert "budget" in bad.error and not bad.path.exists()
+        assert good.fault is None and good.path.exists()
+        assert "budget is 1.5 kB" in bad.fault.message and not bad.path.exists()
+        assert (bad.fault.code, bad.fault.exit_code) == ("over_budget", 3)
 
-    def test_ctrl_c_saves_and_the_same_command_goes_on(self, data, tmp_path):
-        protocol = tmp_path / "small.toml"
-        protocol.write_text(
-            'summary = "small"\nlayout = "folders"\nsplit = [3, 3]\norder = "natural"\n'
-            'arch = "resnet8"\nepochs = 3000\n'
-        )
-        paths = os.pathsep.join(map(str, (ROOT, ROOT / "cli", ROOT / "devices")))
-        command = [
-            sys.executable, "-m", "edgecil_cli", "bench", str(protocol), "--data", str(data),
-            "--methods", "finetune", "--out", str(tmp_path / "out"), "--precision", "float32",
-        ]  # fmt: skip
-        process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            start_new_session=True, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def test_nothing_starts_when_one_cannot_be_made(self, data, tmp_path):
+        out = tmp_path / "out"
+        with pytest.raises(UsageError, match="unknown method 'icrl'"):
+            pool.run_all([run("finetune"), run("icrl")], data, out)
+        with pytest.raises(BudgetError, match="for 6 classes, the budget is 10 B"):
+            pool.run_all([run("finetune"), run("icarl", memory_budget=10)], data, out)
+        assert not out.exists()
+
+    def test_out_of_memory_is_told_across_processes(self, data, tmp_path, monkeypatch):
+        def fails(*arguments, **settings):
+            raise OutOfMemory("no room", smaller="--batch-size 64")
+
+        monkeypatch.setattr(worker, "execute", fails)
+        fault = worker.make(run(), data, tmp_path, lambda: False)
+        assert fault is not None
+        assert pickle.loads(pickle.dumps(fault)) == fault
+        assert (fault.message, fault.hint) == ("no room", "run it with --batch-size 64")
+
+
+@pytest.fixture
+def long_bench(data, tmp_path):
+    """Starts three runs, one after the other, that would take for ever."""
+    protocol = tmp_path / "small.toml"
+    protocol.write_text(
+        'summary = "small"\nlayout = "folders"\nsplit = [3, 3]\norder = "natural"\n'
+        'arch = "resnet8"\nepochs = 30000\n'
+    )
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "cli", ROOT / "devices")))
+    command = [
+        sys.executable, "-m", "edgecil_cli", "bench", str(protocol), "--data", str(data),
+        "--methods", "finetune,lwm,lwf", "--out", str(tmp_path / "out"), "--precision", "float32",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until(process, ready):
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+
+
+def workers(process):
+    """Return the commands of the processes that a process spawned to work."""
+    listed = Path(f"/proc/{process.pid}/task").glob("*/children")
+    found = [Path(f"/proc/{pid}/cmdline") for p in listed for pid in p.read_text().split()]
+    return [p for p in found if p.exists() and b"spawn_main" in p.read_bytes()]
+
+
+class TestControlC:
+    def test_saves_and_the_same_command_goes_on(self, long_bench, tmp_path):
         request = tmp_path / "out" / ".work" / "finetune-seed0" / "workspace" / "run"
-        deadline = time.monotonic() + 120
-        while not (request / "request.json").exists():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+        wait_until(long_bench, (request / "request.json").exists)
         time.sleep(1.5)
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 130, said
+        os.killpg(long_bench.pid, signal.SIGINT)
+        _, said = long_bench.communicate(timeout=60)
+        assert long_bench.returncode == 130, said
         assert "Traceback" not in said
         assert list(request.glob("*.safetensors")), said  # the state to go on from
+        assert [p.name for p in (tmp_path / "out" / ".work").iterdir()] == ["finetune-seed0"]
+
+    def test_while_a_worker_is_starting(self, long_bench, tmp_path):
+        wait_until(long_bench, lambda: workers(long_bench))
+        time.sleep(0.3)  # it imports now
+        os.killpg(long_bench.pid, signal.SIGINT)
+        _, said = long_bench.communicate(timeout=60)
+        assert long_bench.returncode == 130, said
+        assert "Traceback" not in said
+        assert "error: stopped; what was learned is saved" in said
+        assert not (tmp_path / "out" / ".work").exists()
+
+    def test_a_worker_that_dies_is_a_run_that_failed(self, long_bench, tmp_path):
+        """As when the system is short of memory; the next one starts."""
+        work = tmp_path / "out" / ".work"
+        wait_until(long_bench, (work / "finetune-seed0").exists)
+        (killed,) = workers(long_bench)
+        os.kill(int(killed.parent.name), signal.SIGKILL)
+        wait_until(long_bench, (work / "lwm-seed0").exists)
+        os.killpg(long_bench.pid, signal.SIGINT)
+        _, said = long_bench.communicate(timeout=60)
+        assert "finetune seed 0: its process was killed by signal 9" in said
+        assert "Traceback" not in said
+
+    def test_of_the_command_alone_stops_its_workers(self, long_bench, tmp_path):
+        request = tmp_path / "out" / ".work" / "finetune-seed0" / "workspace" / "run"
+        wait_until(long_bench, (request / "request.json").exists)
+        long_bench.send_signal(signal.SIGINT)
+        _, said = long_bench.communicate(timeout=60)
+        assert long_bench.returncode == 130, said
+        assert "stopping when the step in progress is done" in said
 
 
 class TestVariants:

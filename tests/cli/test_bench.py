@@ -1,0 +1,174 @@
+"""``bench``: what is refused before anything starts, what is listed, and how failures are told."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from edgecil.bench import pool
+from edgecil.bench.pool import Fault, Outcome
+from edgecil.bench.protocol import protocols
+
+PROTOCOL = """
+summary = "three classes"
+layout = "folders"
+split = [2, 1]
+order = "natural"
+arch = "resnet8"
+epochs = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def data(write_images, tmp_path_factory):
+    """A data set of three classes: 4 training and 2 test images each."""
+    root = tmp_path_factory.mktemp("data")
+    write_images(root / "train", "cat dog fox", 4)
+    write_images(root / "test", "cat dog fox", 2)
+    return root
+
+
+@pytest.fixture
+def bench(ask, data, tmp_path, monkeypatch):
+    """Calls ``bench`` under a small protocol; no process may be started."""
+
+    def never(*arguments):
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(pool, "_make", never)
+    (tmp_path / "own.toml").write_text(PROTOCOL)
+
+    def call(*arguments, protocol=tmp_path / "own.toml"):
+        return ask(
+            "bench", protocol, "--data", data, "--out", tmp_path / "out", *arguments
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ("lwm,icrl", ("unknown method 'icrl'", "did you mean icarl")),
+        ("lwm,lwm:gama=1", ("lwm has no option 'gama'", "did you mean gamma?")),
+        ("lwm,lwm:gamma=-1", ("option gamma must be in [0.0, inf], got -1.0",)),
+        ("lwm,lwf+mucc", ("unknown plug-in 'mucc'", "did you mean muc?")),
+    ],
+)
+def test_what_is_misspelt_is_said_before_anything_starts(bench, tmp_path, methods, words):
+    answer = bench("--methods", methods, "--precision", "float32")
+    assert answer.code == 2, answer
+    assert all(word in answer.err for word in words)
+    assert "reading the data set" not in answer.err and not (tmp_path / "out").exists()
+
+
+def test_a_preset_that_no_method_has(bench, tmp_path):
+    own = tmp_path / "preset.toml"
+    own.write_text(f'{PROTOCOL}preset = "relesed"\n')
+    answer = bench("--methods", "lwm", protocol=own)
+    assert answer.code == 2 and "no method has the preset 'relesed'" in answer.err
+
+
+def test_presets_of_the_protocols_are_those_of_some_method():
+    from edgecil.bench.checks import _check_preset
+
+    for made in protocols().values():
+        _check_preset(made)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--memory-budget", "1B"), 3, "icarl keeps at least"),
+        (("--exemplars-total", 2), 3, "a budget of 2 exemplars leaves none for each of 3 classes"),
+        (("--exemplar-size", 99), 2, "--exemplar-size 99: images are decoded to 32 x 32"),
+        (("--codec", "pgn"), 2, "unknown codec 'pgn'"),
+        (("--epochs", 0), 2, "epochs must be at least 1"),
+        (("--device", "cuda:77"), 2, "is not there"),
+    ],
+)
+def test_impossible_runs_are_refused_once_with_their_own_code(bench, more, code, words):
+    answer = bench("--methods", "icarl", "--precision", "float32", *more)
+    assert answer.code == code, answer
+    assert answer.err.count(words) == 1
+    assert "the others are kept" not in answer.err
+
+
+def test_too_few_classes_for_the_protocol(bench, tmp_path):
+    own = tmp_path / "more.toml"
+    own.write_text(PROTOCOL.replace("split", "classes = 25\nsplit"))
+    answer = bench("--methods", "lwm", protocol=own)
+    assert answer.code == 1 and "more has 25 classes, the data 3" in answer.err
+
+
+@pytest.fixture
+def failing(ask, data, tmp_path, monkeypatch):
+    """Calls ``bench`` where the run of icarl, and no other, meets a full budget."""
+
+    def run_all(runs, data, out, *, jobs, say):
+        fault = Fault("no room", "raise it", "over_budget", 3)
+        say("icarl seed 0: no room")
+        return [Outcome(r, out, fault if r.variant.method == "icarl" else None) for r in runs]
+
+    monkeypatch.setattr(pool, "run_all", run_all)
+    (tmp_path / "own.toml").write_text(PROTOCOL)
+
+    def call(methods, *more):
+        return ask("bench", tmp_path / "own.toml", "--data", data, "--methods", methods, *more)
+
+    return call
+
+
+def test_when_all_fail_nothing_is_said_to_be_kept(failing):
+    answer = failing("icarl")
+    assert answer.code == 3 and answer.err.count("no room") == 1
+    assert "error: 1 of 1 runs failed: icarl with seed 0" in answer.err
+    assert "hint: raise it" in answer.err and "kept" not in answer.err
+
+
+def test_when_some_fail_the_others_are_kept(failing):
+    answer = failing("lwm,icarl")
+    assert answer.code == 3 and "1 of 2 runs failed" in answer.err
+    assert "the results of the others are kept" in answer.err
+
+
+def test_programs_are_told_why(failing):
+    answer = failing("lwm,icarl", "--json")
+    assert answer.code == 3
+    assert answer.json["error"]["code"] == "over_budget"
+    assert answer.json["error"]["message"].endswith("icarl with seed 0: no room")
+
+
+def test_protocols_are_listed_in_a_line_each(ask, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ask("bench").out.splitlines()
+    assert [line.split()[0] for line in lines if line] == ["protocol", *protocols()]
+    assert max(map(len, lines)) <= 80
+    assert "quick-mirrored                    quick, but images are only mirrored" in lines[-3]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("bench q", {"quick", "quick-mirrored"}),
+        ("learn --method lwm --set ", {"beta=", "gamma="}),
+        ("learn --method lwm --set ga", {"gamma="}),
+        ("learn --method nobody --set ", set()),
+    ],
+)
+def test_the_shell_completes(start, words, found):
+    before = len(words.split(" "))
+    env = {"_EDGECIL_COMPLETE": "complete_bash", "COMP_CWORD": str(before)}
+    out, err = start(env={**env, "COMP_WORDS": f"edgecil {words}"}).communicate()
+    assert set(out.split()) == found, err
+
+
+def test_without_a_method_the_options_are_those_of_the_one_in_use(start, own):
+    """Of icarl at first and of lwm, the default, in an empty place."""
+    env = {"_EDGECIL_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    for place, some in ((own, "repeats="), (own / "nowhere", "gamma=")):
+        env |= {"COMP_WORDS": "edgecil learn --set ", "COMP_CWORD": "3"}
+        env["EDGECIL_WORKSPACE"] = os.fspath(place)
+        out, err = start(env=env).communicate()
+        assert some in out.split(), err
