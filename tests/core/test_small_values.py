@@ -194,7 +194,7 @@ class TestRegistry:
         ("options", "says"),
         [
             ({"temprature": 2}, "no option 'temprature'"),
-            ({"temperature": "0"}, r"must be in \[0.1, 100.0\], got 0.0"),
+            ({"temperature": "0"}, r"must be in \[0.1, 100\], got 0.0"),
             ({"temperature": "hot"}, "not a float"),
             ({"ce_scope": "all"}, "not one of new, seen"),
             ({"balance": "maybe"}, "not a bool"),
