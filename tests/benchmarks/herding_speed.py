@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from edgecil.bench.runner import commit, hardware
-from edgecil.exemplars import herding
+from edgecil.rankings import herding
 
 
 def seconds(classes: list[torch.Tensor], picks: int) -> tuple[float, float]:
