@@ -65,7 +65,7 @@ def learn(work: Path, epochs: int) -> list[str]:
 def export(work: Path, name: str, *options: str) -> tuple[Path, float, int]:
     """Return a bundle, the seconds and the peak resident bytes of the command that wrote it."""
     call = [
-        sys.executable, "-m", "edgecil", "export", "--workspace", str(work / "workspace"),
+        sys.executable, "-m", "edgecil_cli", "export", "--workspace", str(work / "workspace"),
         "--name", name, "-o", str(work / "bundles"), "--force", "-q", "--max-drop", "100",
         "--min-agreement", "0", *options,
     ]  # fmt: skip
