@@ -16,6 +16,8 @@ EdgecilError
 
 from __future__ import annotations
 
+import sys
+
 
 class EdgecilError(Exception):
     """Base of every error that edgecil raises on purpose.
@@ -81,6 +83,17 @@ class OutOfMemory(EdgecilError):
     def __init__(self, message: str, *, smaller: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint or f"start over with {smaller}")
         self.smaller = smaller
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that there was no memory left, on whatever device."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # where it is not imported it raised nothing
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    # What the allocator of the CPU raises has no class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class BudgetError(EdgecilError):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 
-from edgecil.errors import EdgecilError
+from edgecil.errors import EdgecilError, out_of_memory
 from edgecil.options import near
 from edgecil_runtime.errors import RuntimeFault
 
@@ -42,7 +41,7 @@ def describe(error: BaseException) -> Failure:
         return _usage(error)
     if isinstance(error, OSError) and (failure := _system(error)):
         return failure
-    if _out_of_memory(error):
+    if out_of_memory(error):
         text = f"the memory ran out: {_first_line(error)}".rstrip(": ")
         return Failure("out_of_memory", text, ROOM, 1)
     # torch is not imported here: whoever got this far into it has done so.
@@ -79,12 +78,3 @@ def _system(error: OSError) -> Failure | None:
     if error.errno in _EXPECTED and where:
         return Failure("os_error", f"{where}{(error.strerror or '').lower()}", None, 1)
     return None
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, RuntimeError):
-        return False
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -21,7 +21,7 @@ from edgecil.engine.compute import Compute
 from edgecil.engine.distributed import World
 from edgecil.engine.events import Listener, PhaseStarted, Progress, ignore
 from edgecil.engine.optim import Optimisers
-from edgecil.errors import Interrupted, OutOfMemory, TrainingError
+from edgecil.errors import Interrupted, OutOfMemory, TrainingError, out_of_memory
 from edgecil.method import Phase, Terms
 from edgecil.settings import Augment, Preprocess
 
@@ -65,14 +65,6 @@ def view_of(ctx: Context, phase: Phase) -> ImageSet | None:
         parts = [part for part in parts if len(part)]
         ctx.sets[phase.view] = parts[0] if len(parts) == 1 else concat(parts)
     return ctx.sets[phase.view]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that there was no memory left, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # What the allocator of the CPU raises has no class of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class _Tally:
