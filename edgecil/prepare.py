@@ -251,7 +251,7 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     if item_codec(request.codec).name == "reference":
         raise UsageError("codec 'reference' keeps no images: it is that of the method joint")
     preset = _preset(request.method, request.preset)
-    options = {**(preset.options if preset else {}), **request.options}
+    options = registry.with_preset(preset, request.options)
     recipe = recipe_of(
         request.method, options, request.codec, request.exemplar_size,
         parent.head_kind if parent else "",

@@ -108,6 +108,11 @@ def presets(method: str) -> Mapping[str, Preset]:
     return found
 
 
+def with_preset(preset: Preset | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a preset, where there is one, and ``options`` in place of its own."""
+    return {**(preset.options if preset else {}), **options}
+
+
 def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of ``method`` (``host`` or ``host+plug-in``) with ``options`` set.
 

@@ -31,7 +31,7 @@ Examples:
   edgecil report-memory --plot memory.svg --results bench/quick
 """
 BASELINE = "lwf-mc"
-CODECS = {"webp-lossless": "lossless WebP", "png": "PNG", "jpeg": "JPEG", "raw": "raw pixels"}
+CODECS = {"webp-lossless": "lossless WebP", "png": "PNG", "raw": "raw pixels"}
 
 
 def complete_protocol(incomplete: str) -> list[str]:

@@ -31,7 +31,7 @@ def key(request: LearnRequest) -> str | None:
     """Return a name for the first phase of a base increment, or None when it is like no other."""
     assert request.method is not None
     preset = registry.presets(request.method).get(request.preset or "")
-    options = {**(preset.options if preset else {}), **request.options}
+    options = registry.with_preset(preset, request.options)
     recipe = registry.build(request.method, options)
     if recipe.base is None:
         return None

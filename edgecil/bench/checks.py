@@ -33,7 +33,7 @@ def check_names(runs: Iterable[Run]) -> None:
         request = run.request(Path(), (), base=True).inherited(None)
         assert request.method is not None and request.codec is not None
         preset = registry.presets(request.method).get(request.preset or "")
-        options = {**(preset.options if preset else {}), **request.options}
+        options = registry.with_preset(preset, request.options)
         recipe_of(request.method, options, request.codec, request.exemplar_size)
         if request.arch != "auto":
             check_arch(request.arch)

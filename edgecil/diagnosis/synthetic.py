@@ -56,7 +56,7 @@ def manner_of(manifest: VersionManifest) -> Dreaming | None:
     """
     try:
         preset = registry.presets(manifest.method).get(manifest.training.get("preset") or "")
-        options = {**(preset.options if preset else {}), **manifest.options}
+        options = registry.with_preset(preset, manifest.options)
         return registry.build(manifest.method, options).dreams
     except UsageError:  # a model from elsewhere, or a method that is not installed here
         return None
