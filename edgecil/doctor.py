@@ -168,7 +168,8 @@ def _space(workspace: Workspace) -> Finding:
     free = shutil.disk_usage(folder).free
     found = f"{format_bytes(free)} free at {folder}"
     if free < ENOUGH_SPACE:
-        advice = "free some: edgecil gc --dry-run says what old versions take"
+        dry = workspace.command("edgecil gc --dry-run")
+        advice = f"free some: {dry} says what old versions take"
         return Finding("disk", WARNING, found, advice)
     return Finding("disk", OK, found)
 
@@ -187,7 +188,8 @@ def check_workspace(workspace: Workspace) -> list[Finding]:
             findings.append(Finding("lock", WARNING, text, "wait for it"))
     if workspace.waits:
         text = "an interrupted run waits"
-        findings.append(Finding("run", WARNING, text, "edgecil learn --resume, or --discard"))
+        again = workspace.command("edgecil learn --resume")
+        findings.append(Finding("run", WARNING, text, f"{again}, or --discard"))
     return findings
 
 
@@ -199,7 +201,8 @@ def _versions(workspace: Workspace) -> Finding:
         for name in manifest.files:
             workspace.read(manifest.version, name)
     except EdgecilError as error:
-        advice = error.hint or "edgecil rollback, or edgecil history for other versions"
+        back, others = map(workspace.command, ("edgecil rollback", "edgecil history"))
+        advice = error.hint or f"{back}, or {others} for other versions"
         return Finding("workspace", WRONG, error.message, advice)
     classes = len(manifest.classes)
     return Finding(

@@ -26,6 +26,7 @@ from edgecil.errors import (
     BudgetError,
     DataError,
     DependencyMissing,
+    Interrupted,
     OutOfMemory,
     TrainingError,
     UsageError,
@@ -40,11 +41,6 @@ from edgecil.planning import check_budget
 from edgecil.prepare import Job, prepare
 from edgecil.request import LearnRequest
 from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
-
-OVER_BUDGET = (
-    "what was trained waits: edgecil learn --resume --memory-budget BYTES stores it, --discard "
-    "starts over"
-)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def learn(
             return _committed(workspace, listener)
         world.barrier()  # nobody looks for an unfinished run any more: it may be written
         job = prepare(request, workspace, listener)
-        _refuse_changes(job, settled)
+        _refuse_changes(job, settled, workspace)
         check_budget(job)
         tests = decode_tests(
             job.request, job.images, job.parent, job.names, job.preprocess, workspace.root,
@@ -126,7 +122,7 @@ def learn(
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
         if saved is not None and memory_budget is not None:
-            _refuse_trained_exemplars(job)
+            _refuse_trained_exemplars(job, workspace)
         watch_device(job.device)
         try:
             outcome = increment.train(
@@ -135,13 +131,18 @@ def learn(
             return _finish(job, outcome, tests, workspace, session)
         except BudgetError as error:
             # Hours of training are not thrown away because their memory is too small.
-            raise BudgetError(error.message, hint=OVER_BUDGET) from None
+            stores = workspace.command("edgecil learn --resume --memory-budget BYTES")
+            hint = f"what was trained waits: {stores} stores it, --discard starts over"
+            raise BudgetError(error.message, hint=hint) from None
+        except Interrupted as error:
+            again = workspace.command("edgecil learn --resume")
+            raise Interrupted(error.message, hint=again) from None
         except OutOfMemory as error:
             # Other programs may have had the memory: the run waits.
             over = request.command(
                 *error.smaller.split(), "--discard", "--workspace", str(workspace.root)
             )
-            hint = f"{over}; or make room and edgecil learn --resume"
+            hint = f"{over}; or make room and {workspace.command('edgecil learn --resume')}"
             raise OutOfMemory(error.message, smaller=error.smaller, hint=hint) from error
         except (TrainingError, DataError):
             # It would fail in the same way again: there is nothing to resume.
@@ -163,26 +164,28 @@ def _identity(job: Job) -> dict[str, Any]:
     return {"fingerprint": job.images.fingerprint, "parent": parent, **others}
 
 
-def _refuse_changes(job: Job, settled: dict[str, Any]) -> None:
+def _refuse_changes(job: Job, settled: dict[str, Any], workspace: Workspace) -> None:
     """Refuse to resume on other images or another version than the run began with."""
     for name, value in _identity(job).items() if settled else ():
         if settled[name] != value:
             what = {"fingerprint": f"the images in {job.request.new_data}"}
             what["parent"] = "the current version"
             began = settled["parent"] if name == "parent" else None
-            back = f", or first edgecil rollback {began}" if began else ""
+            earlier = workspace.command(f"edgecil rollback {began}")
+            back = f", or first {earlier}" if began else ""
+            over = workspace.command("edgecil learn --discard --new-data dir/")
             raise WorkspaceError(
                 f"{what.get(name, f'the {name}')} changed since the run was interrupted",
-                hint="edgecil learn --discard --new-data dir/ to start over" + back,
+                hint=f"{over} to start over{back}",
             )
 
 
-def _refuse_trained_exemplars(job: Job) -> None:
+def _refuse_trained_exemplars(job: Job, workspace: Workspace) -> None:
     """Refuse another budget where exemplars are trained: as many as the first one takes."""
     if job.recipe.selection is not None and job.recipe.selection.candidates is not None:
         raise UsageError(
             f"{job.recipe.name} trains as many exemplars as its first budget takes: it is settled",
-            hint="edgecil learn --resume, or --discard to start over",
+            hint=f"{workspace.command('edgecil learn --resume')}, or --discard to start over",
         )
 
 

@@ -36,7 +36,7 @@ class Model:
     rule: Rule
     kept: Store
     ranges: Ranges = field(default_factory=dict)
-    """Smallest and largest value of every activation tensor of the exported graph."""
+    """Range in which every activation tensor of the exported graph is rounded to 8 bits."""
 
 
 def weight_file(model: Model) -> bytes:

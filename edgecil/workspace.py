@@ -247,7 +247,7 @@ class Workspace:
         if _digest(data) != self.manifest(version).files.get(name):
             raise WorkspaceError(
                 f"{path} is damaged: its SHA-256 is not the one of the manifest",
-                hint="edgecil rollback makes the version before current",
+                hint=f"{self.command('edgecil rollback')} makes the version before current",
             )
         return data
 

@@ -164,7 +164,7 @@ def learn(
         if discard or dry_run:
             raise UsageError("--resume goes with neither --discard nor --dry-run")
         budget = _another_budget(ctx, settings)
-        _refuse_changes(ctx, LearnRequest.load(place.run)[0], settings)
+        _refuse_changes(ctx, LearnRequest.load(place.run)[0], settings, place)
         settings = budget
     elif new_data is None:
         raise UsageError("--new-data is missing", hint="edgecil learn --new-data dir/")
@@ -218,7 +218,9 @@ def _another_budget(ctx: typer.Context, settings: dict[str, Any]) -> dict[str, A
     return {"memory_budget": budget} if typed else {}
 
 
-def _refuse_changes(ctx: typer.Context, saved: LearnRequest, settings: Mapping[str, Any]) -> None:
+def _refuse_changes(
+    ctx: typer.Context, saved: LearnRequest, settings: Mapping[str, Any], place: Workspace
+) -> None:
     """Refuse to resume with other settings than the run began with."""
     for name, wanted in settings.items():
         before = getattr(saved, name)
@@ -231,7 +233,7 @@ def _refuse_changes(ctx: typer.Context, saved: LearnRequest, settings: Mapping[s
             flag = "set" if name == "options" else name.replace("_", "-")
             raise UsageError(
                 f"--resume continues the run as it began: --{flag} was {before}, not {wanted}",
-                hint="edgecil learn --resume, or --discard to start over",
+                hint=f"{place.command('edgecil learn --resume')}, or --discard to start over",
             )
 
 

@@ -236,10 +236,7 @@ class PhaseRun:
             self._report(step + 1, start, first, images)
             if step + 1 < self.steps and self._stop_wanted():
                 self.save(step + 1)
-                raise Interrupted(
-                    f"stopped in {self._place(step)}; the run is saved",
-                    hint="edgecil learn --resume",
-                )
+                raise Interrupted(f"stopped in {self._place(step)}; the run is saved")
             if not ranks and now - saved >= SAVE_SECONDS:
                 self.save(step + 1)
                 saved = time.monotonic()

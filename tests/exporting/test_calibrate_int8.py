@@ -55,14 +55,17 @@ def maps(core: ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, found, strict=True))
 
 
-def test_ranges_are_the_extremes_of_every_map(
+def test_ranges_leave_out_the_extremes_of_one_image_in_ten_at_either_end(
     core: ModelProto, calibrated: Calibration, calibration_pixels: np.ndarray
 ) -> None:
     wanted = maps(core, calibration_pixels)
     assert list(calibrated.ranges) == list(wanted)
     assert calibrated.images == 48
     for name, values in wanted.items():
-        np.testing.assert_allclose(calibrated.ranges[name], (values.min(), values.max()), rtol=1e-4)
+        of_images = values.reshape(48, -1)
+        low = np.quantile(of_images.min(axis=1), 0.1)
+        high = np.quantile(of_images.max(axis=1), 0.9)
+        np.testing.assert_allclose(calibrated.ranges[name], (low, high), rtol=1e-4, atol=1e-6)
 
 
 def test_the_child_has_no_torch_and_stays_small(calibrated: Calibration) -> None:
