@@ -25,10 +25,10 @@ from edgecil.memory.store import Store
 from edgecil.method import Origin, Preset, Recipe
 from edgecil.model import Model, load
 from edgecil.nets.net import Net, NetSpec
-from edgecil.options import nearest
 from edgecil.request import DEFAULT_PER_CLASS, LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
 from edgecil.sources import fingerprints, load_sources, scan_sources
+from edgecil.spelling import nearest
 from edgecil.workspace import FOREIGN, MEMORY, VersionManifest, Workspace
 
 ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"

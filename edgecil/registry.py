@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecil.errors import UsageError
-from edgecil.options import make_options, nearest
+from edgecil.options import make_options
+from edgecil.spelling import nearest
 
 if TYPE_CHECKING:
     from edgecil.method import Preset, Recipe
@@ -72,7 +73,7 @@ def _module(name: str, kind: str) -> Any:
         if other is not None:
             order = "a plug-in comes after its host" if kind == "method" else "a host comes first"
             raise UsageError(f"{name!r} is a {other.kind}: {order}", hint="write host+plug-in")
-        raise UsageError(f"unknown {kind} {name!r}", hint=nearest(name, list(known)))
+        raise UsageError(f"unknown {kind} {name!r}", hint=nearest(name, tuple(known)))
     return importlib.import_module(known[name].module)
 
 

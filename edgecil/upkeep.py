@@ -23,7 +23,7 @@ from edgecil.errors import DataError, UsageError
 from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import COUNTS, IMAGES, columns
 from edgecil.memory.store import Store
-from edgecil.options import nearest
+from edgecil.spelling import nearest
 from edgecil.workspace import MEMORY, REQUEST, WEIGHTS, VersionManifest, Workspace
 
 DIGEST_BYTES = 32

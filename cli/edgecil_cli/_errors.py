@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from edgecil.errors import EdgecilError, out_of_memory
-from edgecil.options import near
+from edgecil.spelling import near
 from edgecil_runtime.errors import RuntimeFault
 
 BUG = 70

@@ -13,9 +13,9 @@ from edgecil.bench.runner import Run
 from edgecil.engine.compute import pick_device
 from edgecil.errors import UsageError
 from edgecil.nets.build import check_arch
-from edgecil.options import nearest
 from edgecil.planning import kept_plan
 from edgecil.prepare import prepare, recipe_of
+from edgecil.spelling import nearest
 from edgecil.workspace import Workspace
 
 TRIAL = 2

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from edgecil.data import orders
 from edgecil.errors import DataError, UsageError
-from edgecil.options import nearest
 from edgecil.settings import Augment, Optim, Preprocess, Schedule, Training
+from edgecil.spelling import nearest
 
 SUFFIX = ".toml"
 _ORDER = re.compile(r"natural|icarl-theano|(inverse )?numpy \d+|python (\d+|run)")
@@ -200,7 +200,7 @@ def _check_keys(
     """Refuse a table with a key that is not known, or without one that is required."""
     unknown = next((key for key in _table(where, values) if key not in known), None)
     if unknown is not None:
-        raise UsageError(f"{where}: unknown key {unknown!r}", hint=nearest(unknown, list(known)))
+        raise UsageError(f"{where}: unknown key {unknown!r}", hint=nearest(unknown, tuple(known)))
     missing = next((key for key in required if key not in values), None)
     if missing is not None:
         raise UsageError(f"{where}: the key {missing!r} is missing")
@@ -311,5 +311,5 @@ def protocol(name: str) -> Protocol:
 
 def _named(name: str, known: Mapping[str, Protocol]) -> Protocol:
     if name not in known:
-        raise UsageError(f"unknown protocol {name!r}", hint=nearest(name, list(known)))
+        raise UsageError(f"unknown protocol {name!r}", hint=nearest(name, tuple(known)))
     return known[name]

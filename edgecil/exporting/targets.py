@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from edgecil.errors import BudgetError, UsageError
+from edgecil.spelling import nearest
 from edgecil.units import format_bytes, parse_bytes
 from edgecil_runtime import manifest
 from edgecil_runtime.compatibility import limits_of
@@ -70,9 +70,7 @@ def load(name: str) -> Target:
         UsageError: there is none.
     """
     if name not in names():
-        close = get_close_matches(name, names(), 1)
-        hint = f"did you mean {close[0]}?" if close else "see: edgecil targets"
-        raise UsageError(f"unknown target {name!r}", hint=hint)
+        raise UsageError(f"unknown target {name!r}", hint=nearest(name, names()))
     data = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     data.update({key: parse_bytes(data[key]) for key in _SIZES})
     data.update({key: tuple(data[key]) for key in ("isa", "unverified")})

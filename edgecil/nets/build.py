@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -19,6 +18,7 @@ from edgecil.nets.mobile import TRUNKS, mobile_net
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.resnet import RESNETS, ResNet
 from edgecil.nets.taps import freeze
+from edgecil.spelling import nearest
 
 Tree = dict[str, tuple[int, ...]]
 HEADS = {"linear": LinearHead, "cosine": CosineHead}
@@ -38,8 +38,7 @@ def check_arch(name: str) -> None:
         UsageError: the name is unknown; the nearest ones are offered.
     """
     if name not in architectures():
-        close = difflib.get_close_matches(name, architectures(), n=3, cutoff=0.5) or ["resnet32"]
-        raise UsageError(f"unknown architecture {name!r}", hint=f"did you mean {', '.join(close)}?")
+        raise UsageError(f"unknown architecture {name!r}", hint=nearest(name, architectures()))
 
 
 def auto_arch(image_size: int) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from edgecil.errors import UsageError
-from edgecil.options import nearest
+from edgecil.spelling import nearest
 
 SUFFIX = ".toml"
 

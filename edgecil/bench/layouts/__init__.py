@@ -14,7 +14,7 @@ from edgecil.bench.layouts.listing import Listing
 from edgecil.bench.layouts.resplit import resplit
 from edgecil.bench.layouts.tiny_imagenet import tiny_imagenet
 from edgecil.errors import DataError, UsageError
-from edgecil.options import nearest
+from edgecil.spelling import nearest
 
 __all__ = ["LAYOUTS", "Listing", "link", "read"]
 
