@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 
 import torch
+
+from edgecil_runtime.memory import usage
 
 
 def peak_memory() -> dict[str, int]:
     """Return ``peak_rss_bytes`` and the present ``anon_bytes`` of this process.
 
-    Without ``/proc`` the anonymous part is 0.
+    Without ``/proc`` the anonymous part is 0, and the peak may be that of the parent process:
+    ``ru_maxrss`` survives exec.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    anonymous = 0
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                anonymous = int(line.split()[1]) * 1024
-    return {"peak_rss_bytes": peak, "anon_bytes": anonymous}
+    used = usage()
+    if used is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"peak_rss_bytes": peak, "anon_bytes": 0}
+    return {"peak_rss_bytes": used.peak, "anon_bytes": used.anonymous}
 
 
 def watch_device(device: torch.device) -> None:

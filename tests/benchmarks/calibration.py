@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,19 +63,30 @@ def learn(work: Path, epochs: int) -> list[str]:
     return names
 
 
+MEASURED = """
+import atexit, sys
+from edgecil.memory.process import peak_memory
+from edgecil_cli.app import main
+
+atexit.register(lambda: print(peak_memory()["peak_rss_bytes"], file=sys.stderr))
+sys.exit(main())
+"""
+"""The command, which says at its end how much memory it took at most."""
+
+
 def export(work: Path, name: str, *options: str) -> tuple[Path, float, int]:
     """Return a bundle, the seconds and the peak resident bytes of the command that wrote it."""
     call = [
-        sys.executable, "-m", "edgecil_cli", "export", "--workspace", str(work / "workspace"),
+        sys.executable, "-c", MEASURED, "export", "--workspace", str(work / "workspace"),
         "--name", name, "-o", str(work / "bundles"), "--force", "-q", "--max-drop", "100",
         "--min-agreement", "0", *options,
     ]  # fmt: skip
     start = time.monotonic()
-    child = os.posix_spawn(sys.executable, call, dict(os.environ))
-    _, status, usage = os.wait4(child, 0)
-    if status:
-        raise SystemExit(f"{' '.join(call)}: exit {os.waitstatus_to_exitcode(status)}")
-    return work / "bundles" / f"{name}-v2", time.monotonic() - start, usage.ru_maxrss * 1024
+    done = subprocess.run(call, stderr=subprocess.PIPE, text=True, check=False)
+    seconds = time.monotonic() - start
+    if done.returncode:
+        raise SystemExit(f"export {' '.join(options)}: exit {done.returncode}\n{done.stderr}")
+    return work / "bundles" / f"{name}-v2", seconds, int(done.stderr.split()[-1])
 
 
 def tests(work: Path, names: list[str]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
