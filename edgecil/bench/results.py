@@ -15,6 +15,7 @@ from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
 from edgecil.methods import joint
 from edgecil.options import make_options
+from edgecil.registry import with_preset
 from edgecil.units import format_bytes
 
 ORACLE = "joint"
@@ -66,11 +67,18 @@ def oracle(results: Sequence[Result]) -> str | None:
     """
 
     def rank(result: Result) -> tuple[bool, int, str]:
-        scratch = make_options(joint.Options, result["options"]).scratch
-        return not scratch, len(result["options"]) + len(result["settings"]), result["name"]
+        said = len(result["options"]) + len(result["settings"])
+        return not _from_scratch(result), said, result["name"]
 
     rows = [r for r in results if r["method"] == ORACLE]
     return str(min(rows, key=rank)["name"]) if rows else None
+
+
+def _from_scratch(result: Result) -> bool:
+    """Return whether joint training began each increment anew, by an option or by its preset."""
+    options = dict(result["options"])
+    preset = joint.PRESETS.get(options.pop("preset", result.get("preset")))
+    return bool(make_options(joint.Options, with_preset(preset, options)).scratch)
 
 
 def _said(key: str, value: Any) -> str:

@@ -143,6 +143,14 @@ class TestOracle:
         table = report.write(place, PLAIN).files[0].read_text()
         assert table.endswith("|\n\nΩ is relative to `joint:scratch=true`.\n")
 
+    def test_is_from_scratch_by_a_preset_too(self, folder):
+        on = {"preset": "abd", "options": {"scratch": "off"}}
+        rows = [result("joint", [0.9, 0.9], **on), result("joint", [0.8, 0.8], preset="abd")]
+        assert results.oracle(results.load(folder(*rows))) == "joint"
+        named = result("joint", [0.8, 0.8], options={"preset": "abd"})
+        found = results.load(folder(result("joint", [0.9, 0.9]), named))
+        assert results.oracle(found) == "joint:preset=abd"
+
     def test_is_of_one_row_for_all_seeds(self, folder):
         """A mean over seeds would mix two measures."""
         rows = [result("joint", [0.9, 0.9], seed=seed) for seed in (0, 1)]
