@@ -292,6 +292,7 @@ def _manifest(
             **asdict(job.task.training),
             "seed": request.seed,
             "preset": request.preset,
+            "augment": asdict(job.augment),
             "new_images": len(job.images.new),
             "new_images_per_class": job.class_sizes[job.task.classes.old :],
             "updated": _updated(job),

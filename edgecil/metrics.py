@@ -6,7 +6,8 @@ columns, both in order of introduction, so any sizes of increments work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,15 @@ def per_class(counts: Counts) -> Floats:
     unknown = np.full(len(totals), np.nan)
     rates: Floats = np.divide(np.diagonal(counts), totals, out=unknown, where=totals > 0)
     return rates
+
+
+def task_mean(by_increment: Sequence[float]) -> float:
+    """Return the mean of the accuracies on the classes of each increment.
+
+    ABD averages so; where increments are uneven it is not the accuracy over images. NaN, that of
+    an increment without images, is left out.
+    """
+    return float(np.nanmean(by_increment))
 
 
 def average(accuracies: Sequence[float]) -> float:
@@ -102,3 +112,16 @@ def task_aware(
             continue
         hits += int((scores[rows, span].argmax(axis=1) + span.start == labels[rows]).sum())
     return hits / len(labels) if len(labels) else float("nan")
+
+
+def images_per_second(result: Mapping[str, Any]) -> float | None:
+    """Return the images trained per second: on a CPU, of the time that one core spent on them.
+
+    Runs that share cores wait for each other; what a core spends on an image stays the same.
+    ``result`` has ``images``, ``seconds`` and ``cpu_seconds`` of every increment and, in
+    ``training``, the ``device``. None where processor time was not counted.
+    """
+    if "cpu_seconds" not in result:
+        return None
+    clock = "cpu_seconds" if result["training"]["device"] == "cpu" else "seconds"
+    return float(sum(result["images"]) / sum(result[clock]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from textwrap import shorten
@@ -16,6 +17,7 @@ from edgecil_cli._output import Output, percent, short
 from edgecil_cli._tables import GAP, NARROWEST, Column
 
 if TYPE_CHECKING:
+    from edgecil.bench.paired import Difference, Interval
     from edgecil.bench.pool import Outcome
     from edgecil.bench.results import Result
     from edgecil.bench.runner import Run
@@ -29,7 +31,7 @@ Examples:
 
   edgecil bench quick --data cifar100/ --methods lwm:gamma=0.2,lwm:gamma=0.5
 
-  edgecil bench quick --out bench/quick
+  edgecil bench quick --out bench/quick --against lwf-mc
 """
 
 
@@ -46,6 +48,13 @@ class Precision(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Spread(StrEnum):
+    """Divisor of a standard deviation: one less than the number of seeds, or their number."""
+
+    sample = "sample"
+    population = "population"
 
 
 def bench(
@@ -65,6 +74,9 @@ def bench(
     jobs: Annotated[int, value("Runs side by side, one thread each.", "N")] = 1,
     out: Annotated[
         Path | None, value("Results, table and plots; default: bench/PROTOCOL.", "DIR")
+    ] = None,
+    against: Annotated[
+        str | None, value("Differences of the others to it, paired over seeds.", "NAME")
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -88,6 +100,9 @@ def bench(
     precision: Annotated[
         Precision, value("auto (by timing), float32 or bfloat16.", "NAME", EXPERT)
     ] = Precision.auto,
+    spread: Annotated[
+        Spread, value("Deviations in the table: of a sample or a population.", "NAME", EXPERT)
+    ] = Spread.sample,
 ) -> None:
     """Compare methods under a protocol that can be repeated."""
     output = Output("bench", as_json=as_json, quiet=quiet)
@@ -100,7 +115,7 @@ def bench(
         "codec": codec, "exemplar_size": exemplar_size, "epochs": epochs,
         "batch_size": batch_size, "lr": lr,
     }  # fmt: skip
-    from edgecil.bench import pool, report
+    from edgecil.bench import paired, pool, report
     from edgecil.bench.protocol import protocol as find
     from edgecil.bench.runner import Run, Variant
 
@@ -114,12 +129,17 @@ def bench(
     ]
     if runs:
         _run(output, runs, data, folder, jobs, pool)
-    made = report.write(folder)
+    made = report.write(folder, chosen, spread=spread.value)
+    compared = [] if against is None else paired.differences(made.results, against)
+    rows = [_row(r) for r in made.results]
     output.result(
-        {"results": [_row(r) for r in made.results], "files": made.files}, value_only=str(folder)
+        {"results": rows, "against": against, "differences": compared, "files": made.files},
+        value_only=str(folder),
     )
     if output.for_people:
         _show(output, made.results)
+        if against is not None:
+            _show_differences(output, against, compared)
         output.pairs([("table, plots", ", ".join(short(path) for path in made.files))])
 
 
@@ -197,3 +217,20 @@ def _show(output: Output, results: list[Result]) -> None:
     ]  # fmt: skip
     output.table(columns, rows)
     output.print()
+
+
+def _show_differences(output: Output, against: str, compared: list[Difference]) -> None:
+    columns = [
+        Column("method"), Column("final", right=True), Column("average", right=True),
+        Column("seeds", right=True),
+    ]  # fmt: skip
+    rows = [[d.name, _points(d.final), _points(d.average), str(d.seeds)] for d in compared]
+    output.print(f"points above {against}, paired over seeds, with 95 % intervals:")
+    output.table(columns, rows)
+    output.print()
+
+
+def _points(interval: Interval) -> str:
+    """Return a difference in points; that of a single seed has no interval."""
+    margin = "" if math.isinf(interval.margin) else f" ± {100 * interval.margin:.1f}"
+    return f"{100 * interval.mean:+.1f}{margin}"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecil.bench import plots, results
-from edgecil.bench.protocol import protocols
-from edgecil.bench.results import Result
+from edgecil.bench.protocol import Protocol
+from edgecil.bench.results import Result, Spread
 from edgecil.errors import DataError
 from edgecil.reporting.plot import draw_memory
 
@@ -22,21 +22,25 @@ class Report:
     files: tuple[Path, ...]
 
 
-def write(folder: Path) -> Report:
+def write(folder: Path, protocol: Protocol, *, spread: Spread = "sample") -> Report:
     """Return what is in ``folder`` after writing its table and plots beside the results.
 
+    What ``protocol`` has published stands in the table; ``spread`` is that of its deviations.
+
     Raises:
-        DataError: there is no result in it, or results of protocols that differ.
+        DataError: there is no result in it, or results of another protocol.
     """
     found = results.load(folder)
     if not found:
         raise DataError(f"{folder}: no result there", hint="run some: --data DIR --methods lwm")
     if len({(r["protocol"], tuple(r["classes"])) for r in found}) > 1:
         raise DataError(f"{folder}: results of different protocols cannot share a table")
+    if (name := found[0]["protocol"]) != protocol.name:
+        raise DataError(f"{folder}: its results are of {name}, not of {protocol.name}")
     table = folder / TABLE
-    known = protocols().get(found[0]["protocol"])
-    text = results.markdown(found, known.published if known else None)
-    table.write_text(text, encoding="utf-8")
+    text = results.markdown(found, protocol.published, spread)
+    below = results.legend(found, spread)
+    table.write_text(f"{text}\n{below}" if below else text, encoding="utf-8")
     rows = results.summaries(found)
     curves = {row.label: (row.runs[0]["classes"], row.accuracy) for row in rows}
     drawn = []

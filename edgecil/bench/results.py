@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgecil import metrics
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
+from edgecil.methods import joint
+from edgecil.options import make_options
+from edgecil.registry import with_preset
 from edgecil.units import format_bytes
 
-# Student's t at 0.975 for 1, 2, ... degrees of freedom.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 ORACLE = "joint"
 """The method whose runs are the offline accuracies of Omega."""
+EXTRAS = {"forgetting_of_base": "F", "top5": "top-5"}
+"""Measures that have a column, with this title, where a paper prints them."""
 
 Result = dict[str, Any]
+Spread = Literal["sample", "population"]
 
 
 def to_text(result: Result) -> str:
@@ -31,7 +34,10 @@ def to_text(result: Result) -> str:
 
 
 def load(folder: Path) -> list[Result]:
-    """Return the results in the JSON files of a folder, with Omega where the oracle is there.
+    """Return the results in the JSON files of a folder, each with Omega and images per second.
+
+    Both are None where they cannot be known: without the oracle's run of the same seed, and in
+    files that count no processor time.
 
     Raises:
         DataError: a file is not a result.
@@ -44,11 +50,35 @@ def load(folder: Path) -> list[Result]:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a result of edgecil bench: {error}") from None
     _name(found)
-    oracles = {r["seed"]: r["accuracy"] for r in found if r["name"] == ORACLE}
+    best = oracle(found)
+    offline = {r["seed"]: r["accuracy"] for r in found if r["name"] == best}
     for result in found:
-        if result["seed"] in oracles:
-            result["omega"] = metrics.omega(result["accuracy"], oracles[result["seed"]])
+        known = offline.get(result["seed"])
+        result["omega"] = metrics.omega(result["accuracy"], known) if known else None
+        result["images_per_second"] = metrics.images_per_second(result)
     return found
+
+
+def oracle(results: Sequence[Result]) -> str | None:
+    """Return the name of the row that Omega is relative to; None where there is none.
+
+    Of several rows of joint training it is one from scratch, as in ABD, then the plainest. One
+    row for all seeds: those that it lacks have no Omega.
+    """
+
+    def rank(result: Result) -> tuple[bool, int, str]:
+        said = len(result["options"]) + len(result["settings"])
+        return not _from_scratch(result), said, result["name"]
+
+    rows = [r for r in results if r["method"] == ORACLE]
+    return str(min(rows, key=rank)["name"]) if rows else None
+
+
+def _from_scratch(result: Result) -> bool:
+    """Return whether joint training began each increment anew, by an option or by its preset."""
+    options = dict(result["options"])
+    preset = joint.PRESETS.get(options.pop("preset", result.get("preset")))
+    return bool(make_options(joint.Options, with_preset(preset, options)).scratch)
 
 
 def _said(key: str, value: Any) -> str:
@@ -102,29 +132,28 @@ class Summary:
 
     @property
     def images_per_second(self) -> float | None:
-        """Images trained per second: on a CPU, of the time that one core spent on them.
-
-        Runs that share cores wait for each other; what a core spends on an image stays the same.
-        None where a result does not count them.
-        """
-        if not all("cpu_seconds" in r for r in self.runs):
-            return None
-        clocks = (
-            "cpu_seconds" if r["training"]["device"] == "cpu" else "seconds" for r in self.runs
-        )
-        spent = sum(sum(r[clock]) for r, clock in zip(self.runs, clocks, strict=True))
-        return float(sum(sum(r["images"]) for r in self.runs) / spent)
+        """Images trained per second; None where a result does not count them."""
+        return self.mean("images_per_second")
 
     def mean(self, measure: str) -> float | None:
-        """Return the mean of a measure over the seeds; None where a run does not have it."""
-        values = [r[measure] for r in self.runs]
-        flat = [statistics.fmean(v) if isinstance(v, list) else v for v in values]
-        return None if None in flat else statistics.fmean(flat)
+        """Return the mean of a measure over the seeds; None where a run does not have it.
 
-    def deviation(self, measure: str) -> float | None:
-        """Return the sample standard deviation of a measure; None for a single seed."""
+        Of a measure of every increment the last one counts.
+        """
+        values = self._values(measure)
+        return statistics.fmean(values) if values else None
+
+    def deviation(self, measure: str, spread: Spread = "sample") -> float | None:
+        """Return the standard deviation of a measure over the seeds; None for a single one."""
+        values = self._values(measure)
+        if len(values) < 2:
+            return None
+        return statistics.stdev(values) if spread == "sample" else statistics.pstdev(values)
+
+    def _values(self, measure: str) -> list[float]:
         values = [r[measure] for r in self.runs]
-        return statistics.stdev(values) if len(values) > 1 and None not in values else None
+        last = [v[-1] if isinstance(v, list) else v for v in values]
+        return [] if None in last else last
 
 
 def summaries(results: Sequence[Result]) -> list[Summary]:
@@ -144,52 +173,49 @@ def _label(result: Result, others: Sequence[Result]) -> str:
     return str(result["name"])
 
 
-def paired(
-    results: Sequence[Result], first: str, second: str, measure: str = "final"
-) -> tuple[float, float]:
-    """Return the mean difference of two methods over the seeds that both have, and its margin.
-
-    The margin is half of the 95 % interval of Student's t; infinite for a single seed.
-
-    Raises:
-        DataError: they have no seed in common.
-    """
-    of = {(r["name"], r["seed"]): r[measure] for r in results}
-    seeds = sorted(seed for name, seed in of if name == first and (second, seed) in of)
-    if not seeds:
-        raise DataError(f"{first} and {second} have no seed in common")
-    differences = [of[first, seed] - of[second, seed] for seed in seeds]
-    count = len(seeds)
-    if count == 1:
-        return differences[0], math.inf
-    quantile = _T975[min(count - 1, len(_T975)) - 1]
-    return statistics.fmean(differences), quantile * statistics.stdev(differences) / count**0.5
-
-
-def markdown(results: Sequence[Result], published: Mapping[str, Published] | None = None) -> str:
+def markdown(
+    results: Sequence[Result],
+    published: Mapping[str, Published] | None = None,
+    spread: Spread = "sample",
+) -> str:
     """Return the table of the results as Markdown: accuracies in %, mean (± deviation) of seeds.
 
-    Under a method that a paper has results of, these follow in a row of their own.
+    Under a method that a paper has results of, these follow in a row of their own; what any of
+    ``published`` prints of :data:`EXTRAS` has a column.
+
+    Raises:
+        DataError: a published row has more or fewer accuracies than there are increments.
     """
+    papers = published or {}
     classes = results[0]["classes"] if results else []
+    extras = [m for m in EXTRAS if any(getattr(p, m) is not None for p in papers.values())]
     head = [
-        "method", *(f"{n}" for n in classes), "average", "forgetting", "kept", "Ω", "images/s",
-        "seeds",
+        "method", *(f"{n}" for n in classes), "average", "forgetting",
+        *(EXTRAS[m] for m in extras), "kept", "Ω", "images/s", "seeds",
     ]  # fmt: skip
     rows = []
     for summary in summaries(results):
-        rows.append(_cells(summary))
-        if published and summary.name in published:
-            rows.append(_printed(published[summary.name], len(classes)))
+        rows.append(_cells(summary, extras, spread))
+        if summary.name in papers:
+            rows.append(_printed(papers[summary.name], len(classes), extras))
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
 
 
-def _cells(row: Summary) -> list[str]:
+def legend(results: Sequence[Result], spread: Spread = "sample") -> str:
+    """Return what the reader of the table must know of this one; empty where there is nothing."""
+    lines = []
+    if any(row.seeds > 1 for row in summaries(results)):
+        lines.append(f"± is the {spread} standard deviation over the seeds.")
+    if (name := oracle(results)) is not None:
+        lines.append(f"Ω is relative to `{name}`.")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _cells(row: Summary, extras: Sequence[str], spread: Spread) -> list[str]:
     return [
         f"`{row.name}`",
         *(f"{100 * v:.1f}" for v in row.accuracy),
-        _percent(row, "average"),
-        _percent(row, "forgetting"),
+        *(_percent(row, measure, spread) for measure in ("average", "forgetting", *extras)),
         f"{row.kept_bytes / 1e6:.2f} MB" if row.kept_bytes else "0",
         _number(row.mean("omega"), ".3f"),
         _number(row.images_per_second, ".0f"),
@@ -197,20 +223,28 @@ def _cells(row: Summary) -> list[str]:
     ]
 
 
-def _printed(paper: Published, increments: int) -> list[str]:
-    """Return the row of what a paper prints; it has no bytes and no speed of ours."""
-    final = [None] * (increments - 1) + [paper.final]
-    values = [*(paper.accuracy or final), paper.average, paper.forgetting_of_base]
-    cells = ["—" if v is None else f"{v:.1f}" for v in values]
-    return [f"published: {paper.table}", *cells, "", "", "", ""]
+def _printed(paper: Published, increments: int, extras: Sequence[str]) -> list[str]:
+    """Return the row of what a paper prints; it has no bytes and no speed of ours.
+
+    Omega is printed in %; Chaudhry's forgetting, the column that stays empty, not at all.
+    """
+    accuracy = paper.accuracy or [None] * (increments - 1) + [paper.final]
+    if len(accuracy) != increments:
+        raise DataError(
+            f"published, {paper.table}: {len(accuracy)} accuracies for {increments} increments"
+        )
+    values = [*accuracy, paper.average, None, *(getattr(paper, m) for m in extras)]
+    omega = None if paper.omega is None else paper.omega / 100
+    cells = [_number(v, ".1f") for v in values]
+    return [f"published: {paper.table}", *cells, "", _number(omega, ".3f"), "", ""]
 
 
 def _number(value: float | None, form: str) -> str:
     return "—" if value is None else format(value, form)
 
 
-def _percent(row: Summary, measure: str) -> str:
-    mean, deviation = row.mean(measure), row.deviation(measure)
+def _percent(row: Summary, measure: str, spread: Spread) -> str:
+    mean, deviation = row.mean(measure), row.deviation(measure, spread)
     if mean is None:
         return "—"
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")

@@ -203,11 +203,12 @@ def _result(run: Run, rows: list[dict[str, Any]], manifest: VersionManifest) -> 
     for t, row in enumerate(rows):
         matrix[t, : t + 1] = row["by_increment"]
     training = manifest.training
-    return {
+    result = {
         "protocol": run.protocol.name,
         "summary": run.protocol.summary,
         "method": run.variant.method,
         "options": dict(run.variant.options),
+        "preset": training["preset"],
         "settings": {k: v for k, v in run.settings.items() if v is not None},
         "seed": run.seed,
         "classes": [row["classes"] for row in rows],
@@ -219,10 +220,11 @@ def _result(run: Run, rows: list[dict[str, Any]], manifest: VersionManifest) -> 
         "average_weighted": float(np.average(accuracy, weights=[r["classes"] for r in rows])),
         "final": accuracy[-1],
         "final_class_mean": rows[-1]["class_mean"],
+        "final_task_mean": metrics.task_mean(rows[-1]["by_increment"]),
         "forgetting": metrics.forgetting(matrix),
         "forgetting_of_base": metrics.forgetting_of_base(matrix[0, 0], matrix[-1, 0]),
-        "omega": None,
         "by_increment": [row["by_increment"] for row in rows],
+        "labels": manifest.names,
         "confusion": rows[-1]["confusion"],
         "kept_bytes": [row["kept_bytes"] for row in rows],
         "kept_fields": manifest.kept["fields"],
@@ -233,6 +235,8 @@ def _result(run: Run, rows: list[dict[str, Any]], manifest: VersionManifest) -> 
         "training_bytes": max(row["training_bytes"] for row in rows),
         "peak_rss_bytes": max(row["peak_rss_bytes"] for row in rows),
         "net": manifest.net,
+        "preprocess": manifest.preprocess,
+        "augment": training["augment"],
         "training": {
             key: training[key]
             for key in ("epochs", "batch_size", "optim", "precision", "threads", "device")
@@ -245,6 +249,7 @@ def _result(run: Run, rows: list[dict[str, Any]], manifest: VersionManifest) -> 
         },
         "commit": commit(),
     }
+    return result | {"images_per_second": metrics.images_per_second(result)}
 
 
 def hardware() -> str:

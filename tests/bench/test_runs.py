@@ -20,7 +20,7 @@ from edgecil.bench import layouts, pool, results, worker
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.engine import loop
-from edgecil.errors import BudgetError, DataError, Interrupted, OutOfMemory, UsageError
+from edgecil.errors import BudgetError, Interrupted, OutOfMemory, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,7 @@ class TestOneRun:
     def test_measures_follow_from_the_accuracies_of_the_increments(self, done):
         last = done["by_increment"][-1]
         assert done["final"] == pytest.approx(np.mean(last))  # equal numbers of test images
+        assert done["final_task_mean"] == pytest.approx(done["final"])
         assert done["average"] == pytest.approx(np.mean(done["accuracy"]))
         assert done["average_without_base"] == pytest.approx(np.mean(done["accuracy"][1:]))
         weighted = np.dot(done["accuracy"], [2, 4, 6]) / 12
@@ -73,6 +74,16 @@ class TestOneRun:
         best = max(done["by_increment"][0][0], done["by_increment"][1][0])
         drops = [best - last[0], done["by_increment"][1][1] - last[1]]
         assert done["forgetting"] == pytest.approx(np.mean(drops))
+
+    def test_says_with_what_it_was_made(self, data, done):
+        assert done["labels"] == list(layouts.read("folders", data).classes)
+        assert len(done["confusion"]) == len(done["labels"])
+        assert done["preset"] is None
+        assert done["preprocess"]["size"] == 32
+        assert done["augment"]["crop"] == "pad"  # the method's own: the protocol has none
+        clock = sum(done["cpu_seconds"])
+        assert done["images_per_second"] == pytest.approx(sum(done["images"]) / clock)
+        assert "omega" not in done  # it needs other runs
 
     def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         self, data, done, tmp_path, monkeypatch
@@ -295,14 +306,3 @@ class TestTable:
         lines = results.markdown(results.load(tmp_path), paper).splitlines()
         assert len(lines) == 4
         assert lines[3].split(" | ")[:4] == ["| published: MFGR Table 5", "88.0", "44.0", "66.0"]
-
-    def test_a_difference_is_paired_over_the_seeds_that_both_have(self, tmp_path):
-        rows = [self.result("lwm", s, [0.9, v]) for s, v in ((0, 0.50), (1, 0.56), (2, 0.52))]
-        rows += [self.result("lwf", s, [0.9, v]) for s, v in ((0, 0.48), (1, 0.52), (3, 0.1))]
-        self.write(tmp_path, rows)
-        found = results.load(tmp_path)
-        mean, margin = results.paired(found, "lwm", "lwf")
-        assert mean == pytest.approx(0.03)  # 2 and 4 points
-        assert margin == pytest.approx(12.706 * 0.01, rel=1e-3)  # s / sqrt(2) is 1 point
-        with pytest.raises(DataError, match="no seed in common"):
-            results.paired(found, "lwm", "icarl")

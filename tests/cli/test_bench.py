@@ -9,6 +9,7 @@ import pytest
 from edgecil.bench import pool
 from edgecil.bench.pool import Fault, Outcome
 from edgecil.bench.protocol import protocols
+from edgecil.bench.results import to_text
 
 PROTOCOL = """
 summary = "three classes"
@@ -138,6 +139,52 @@ def test_programs_are_told_why(failing):
     assert answer.code == 3
     assert answer.json["error"]["code"] == "over_budget"
     assert answer.json["error"]["message"].endswith("icarl with seed 0: no room")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """The folder of two methods' results under the small protocol, over two seeds and one."""
+    (tmp_path / "own.toml").write_text(PROTOCOL)
+    folder = tmp_path / "made"
+    folder.mkdir()
+    runs = (("lwm", 0, 0.5), ("lwm", 1, 0.7), ("lwf", 0, 0.4), ("lwf", 1, 0.5), ("ncm", 1, 0.6))
+    for method, seed, final in runs:
+        row = {
+            "method": method, "options": {}, "settings": {}, "seed": seed, "classes": [2, 3],
+            "protocol": "own", "accuracy": [0.9, final], "average": (0.9 + final) / 2,
+            "final": final, "forgetting": 0.1, "kept_bytes": [0, 0],
+        }  # fmt: skip
+        (folder / f"{method}-{seed}.json").write_text(to_text(row))
+    return folder
+
+
+def test_differences_are_paired_over_seeds(ask, made, tmp_path):
+    asked = ("bench", tmp_path / "own.toml", "--out", made, "--against", "lwf")
+    text = ask(*asked).out
+    assert "points above lwf, paired over seeds, with 95 % intervals:" in text
+    rows = [" ".join(line.split()) for line in text.partition("points above")[2].splitlines()]
+    # 10 and 20 points: a mean of 15, and 12.706 of Student's t times 5.
+    assert "lwm +15.0 ± 63.5 +7.5 ± 31.8 2" in rows
+    assert "ncm +10.0 +5.0 1" in rows
+    answer = ask(*asked, "--json").json["result"]
+    assert answer["against"] == "lwf"
+    lwm, ncm = sorted(answer["differences"], key=lambda d: d["name"])
+    assert lwm["seeds"] == 2 and lwm["final"]["mean"] == pytest.approx(0.15)
+    assert lwm["final"]["margin"] == pytest.approx(0.6353)
+    assert ncm["final"]["margin"] is None
+
+
+def test_a_difference_to_what_is_not_there(ask, made, tmp_path):
+    answer = ask("bench", tmp_path / "own.toml", "--out", made, "--against", "lmw")
+    assert answer.code == 2 and "no result is called 'lmw'" in answer.err
+    assert "did you mean lwm" in answer.err
+
+
+def test_the_spread_of_the_table_is_chosen(ask, made, tmp_path):
+    for more, shown in (((), "75.0 ± 7.1"), (("--spread", "population"), "75.0 ± 5.0")):
+        answer = ask("bench", tmp_path / "own.toml", "--out", made, *more)
+        assert answer.code == 0, answer
+        assert shown in (made / "table.md").read_text()
 
 
 def test_protocols_are_listed_in_a_line_each(ask, monkeypatch):

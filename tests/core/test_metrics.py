@@ -62,6 +62,15 @@ def test_average_incremental_accuracy_includes_the_base():
     assert metrics.average([0.25]) == 0.25
 
 
+def test_the_mean_of_tasks_weighs_a_small_one_like_a_large_one():
+    labels = np.array([0] * 90 + [1] * 10)
+    counts = metrics.confusion(labels, np.zeros(100, np.int64), 2)
+    tasks = [metrics.accuracy(counts, slice(i, i + 1)) for i in range(2)]
+    assert metrics.task_mean(tasks) == 0.5
+    assert metrics.accuracy(counts) == 0.9
+    assert metrics.task_mean([0.4, math.nan]) == 0.4
+
+
 def test_both_forgettings_on_a_table_by_hand():
     nan = math.nan
     table = np.array([[0.9, nan, nan], [0.5, 0.8, nan], [0.6, 0.2, 0.7]])

@@ -11,7 +11,7 @@ import toys
 import typer
 
 from edgecil import registry
-from edgecil.bench import results
+from edgecil.bench import paired, results
 from edgecil.engine import increment
 from edgecil_cli.app import app
 
@@ -65,6 +65,20 @@ def test_the_methods_of_the_readme_are_the_methods_there_are():
 def test_the_tables_of_the_readme_are_made_from_the_results(folder):
     found = results.load(ROOT / "docs" / "results" / folder)
     assert results.markdown(found) in (ROOT / "README.md").read_text()
+
+
+def test_omega_of_the_readme_is_relative_to_the_row_that_it_names():
+    name = results.oracle(results.load(ROOT / "docs" / "results" / "quick"))
+    assert f"Ω is relative to `{name}`, which" in (ROOT / "README.md").read_text()
+
+
+def test_the_paired_differences_of_the_readme_are_those_of_the_command():
+    found = results.load(ROOT / "docs" / "results" / "quick-mirrored")
+    (pruned,) = paired.differences(found, "m2kd:pruning=0")
+    text = " ".join((ROOT / "README.md").read_text().split())
+    words = (("classes by", pruned.final, "points"), ("average by", pruned.average, "(95 %"))
+    for before, of, after in words:
+        assert f"{before} {100 * of.mean:.1f} ± {100 * of.margin:.1f} {after}" in text
 
 
 def test_the_method_of_the_guide_learns(tmp_path, monkeypatch):
