@@ -69,11 +69,12 @@ class TestCifar100:
         (tmp_path / "cifar-100-binary" / "images").mkdir()
         assert layouts.read("cifar100", tmp_path / given).classes == tuple(NAMES)
 
-    def test_files_go_to_the_cache_that_is_named(self, tmp_path):
-        self.write(tmp_path / "data")
-        listing = cifar100(tmp_path / "data", cache=tmp_path / "cache")
-        assert all(tmp_path / "cache" in p.parents for p in listing.train["bee"])
-        assert not (tmp_path / "data" / "images").exists()
+    def test_where_nothing_can_be_written_it_says_what_to_do(self, tmp_path):
+        self.write(tmp_path)
+        (tmp_path / "images").write_bytes(b"")
+        with pytest.raises(DataError, match="cannot write the images") as refused:
+            cifar100(tmp_path)
+        assert "copy the data set" in refused.value.hint
 
     def test_a_stopped_unpacking_goes_on_with_the_class_it_stopped_in(self, tmp_path, monkeypatch):
         self.write(tmp_path)
@@ -376,6 +377,35 @@ class TestClassFolders:
         (tmp_path / "notes").mkdir()
         with pytest.raises(DataError, match="each with class folders"):
             layouts.read("folders", tmp_path)
+
+
+class TestLinks:
+    def test_images_of_one_name_are_all_there_and_none_twice(self, tmp_path):
+        names = ("a/001.png", "a/001-2.png", "b/001.png", "b/c/001.png")
+        for split in ("train", "test"):
+            for number, name in enumerate(names):
+                picture(tmp_path / split / "cat" / name, seed=number)
+        images = layouts.read("folders", tmp_path).train
+        for _ in range(2):  # what is there is right: a stopped run goes on
+            folder = layouts.link(images, ["cat"], tmp_path / "links")
+            found = [path.resolve() for path in (folder / "cat").iterdir()]
+            assert sorted(found) == sorted(path.resolve() for path in images["cat"])
+
+    @DAMAGES("gone", [True, False])
+    def test_a_link_to_another_image_is_noticed(self, tmp_path, gone):
+        old = picture(tmp_path / "old" / "1.png")
+        new = picture(tmp_path / "new" / "1.png")
+        layouts.link({"cat": [old]}, ["cat"], tmp_path / "links")
+        if gone:
+            old.unlink()
+        with pytest.raises(DataError, match=r"leads to .*old/1\.png, expected .*new/1\.png"):
+            layouts.link({"cat": [new]}, ["cat"], tmp_path / "links")
+
+    def test_one_image_written_in_two_ways_is_one(self, tmp_path):
+        path = picture(tmp_path / "data" / "1.png")
+        layouts.link({"cat": [path]}, ["cat"], tmp_path / "links")
+        other = tmp_path / "links" / ".." / "data" / "1.png"
+        layouts.link({"cat": [other]}, ["cat"], tmp_path / "links")
 
 
 class TestAnyLayout:

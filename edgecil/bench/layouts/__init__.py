@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from edgecil.bench.layouts.caltech import caltech101
@@ -46,11 +48,31 @@ def read(layout: str, root: Path) -> Listing:
 
 
 def link(images: Mapping[str, Sequence[Path]], classes: Sequence[str], target: Path) -> Path:
-    """Return ``target``, filled with a folder of links to the images of every class."""
+    """Return ``target``, filled with a folder of links to the images of every class.
+
+    Links have the names of the images; where several of a class have one name, numbers follow.
+
+    Raises:
+        DataError: a link that is there leads elsewhere.
+    """
     for name in classes:
-        (target / name).mkdir(parents=True, exist_ok=True)
+        folder, taken = target / name, set[str]()
+        folder.mkdir(parents=True, exist_ok=True)
         for path in images[name]:
-            place = target / name / path.name
+            place = folder / _free(path, taken)
+            taken.add(place.name)
             if not place.is_symlink():
                 place.symlink_to(path.absolute())
+            elif not (place.exists() and place.samefile(path)):
+                raise DataError(
+                    f"{place} leads to {os.readlink(place)}, expected {path}: the data set is not "
+                    "that of before",
+                    hint="give the --data of before, or another --out",
+                )
     return target
+
+
+def _free(path: Path, taken: Container[str]) -> str:
+    """Return the name of a file, or the first with a number that is not taken."""
+    numbered = (f"{path.stem}-{n}{path.suffix}" for n in count(2))
+    return next(name for name in chain([path.name], numbered) if name not in taken)

@@ -24,11 +24,11 @@ def _python_version(folder: Path) -> bool:
     return (folder / "meta").is_file() and (folder / "train").is_file()
 
 
-def cifar100(root: Path, cache: Path | None = None) -> Listing:
+def cifar100(root: Path) -> Listing:
     """Return the listing of CIFAR-100, its classes in order of their fine label.
 
-    ``cifar-100-binary`` becomes PNG files once, in ``cache`` (default: ``images/`` beside the
-    packed files); class folders are taken as they are.
+    ``cifar-100-binary`` becomes PNG files once, in ``images/`` beside the packed files; class
+    folders are taken as they are.
 
     Raises:
         DataError: neither is there, a file is truncated, or it is the Python version, a pickle,
@@ -43,7 +43,7 @@ def cifar100(root: Path, cache: Path | None = None) -> Listing:
         return class_folders(root)
     names = lines(home / NAMES)
     parts = {part: _read(home / f"{part}.bin", names) for part in ("train", "test")}
-    return unpack(parts, names, cache or home / "images")
+    return unpack(parts, names, home / "images")
 
 
 def _read(path: Path, names: list[str]) -> Packed:

@@ -69,5 +69,5 @@ def _write(pixels: NDArray[np.uint8], rows: Sequence[int], folder: Path) -> None
         if not folder.is_dir():
             raise DataError(
                 f"{folder}: cannot write the images: {error.strerror}",
-                hint="the data set must lie in a folder with room that can be written to",
+                hint="copy the data set to a folder with room that can be written to",
             ) from None
