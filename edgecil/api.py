@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from edgecil import foreign, learning, planning
-from edgecil.data.decode import decode, load
+from edgecil.data.decode import decode
 from edgecil.data.images import ImageSet, concat
 from edgecil.data.source import align, unknown_classes
 from edgecil.engine.compute import inference_compute
-from edgecil.engine.events import Listener, Stage, ignore
+from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import DataError, UsageError
 from edgecil.evaluation import Evaluation, evaluate_images, scores
 from edgecil.intake import load_images, scan_tests
@@ -238,15 +238,19 @@ def export(
     from edgecil.exporting.versions import export_version
 
     device = None if target is None else targets.load(target)
-    manifest, model = load_version(Workspace.find(workspace), version)
+    place = Workspace.find(workspace)
+    manifest, model = load_version(place, version)
     recorded = (manifest.test or {}).get("folders", [])
     folders = [Path(f) for f in ([test_data] if test_data else recorded)]
     listener(Stage("reading test images"))
     sets = [
-        load(align(scan_tests(f), manifest.names), manifest.input).images
+        load_images(
+            align(scan_tests(f), manifest.names), manifest.input, place.root,
+            say=lambda text: listener(Note(text)),
+        ).images
         for f in folders
         if test_data or f.is_dir()
-    ]
+    ]  # fmt: skip
     listener(Stage("exporting"))
     return export_version(
         model.net, model.rule, manifest.input,

@@ -89,6 +89,13 @@ def test_test_images_are_streamed_too(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(resident, "free_host_bytes", lambda: 0)  # no room for a single image
     found = api.evaluate(folders[0], workspace=root)
     assert (found.counts == expected.counts).all() and found.n == 24
+    notes = []
+    report = api.export(
+        workspace=root, output=tmp_path, precision="fp32", test_data=folders[0],
+        listener=notes.append,
+    )  # fmt: skip
+    assert (report.accuracy["all"].images, report.accuracy["all"].fp32) == (24, expected.top1)
+    assert any(isinstance(n, Note) and "streamed from a temporary file" in n.text for n in notes)
     result = learn(folders[1], root, test_data=folders[1])
     assert result.evaluation.n == 24
 
