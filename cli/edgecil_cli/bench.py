@@ -153,7 +153,7 @@ def _run(
     outcomes = pool.run_all(runs, data, folder, jobs=jobs, say=output.note)
     failed = [o for o in outcomes if o.fault]
     if failed:
-        raise _failure(failed, len(runs), noted=output.for_people)
+        raise _failure(failed, len(outcomes), noted=output.for_people)
 
 
 def _failure(failed: list[Outcome], count: int, *, noted: bool) -> EdgecilError:

@@ -10,11 +10,12 @@ from edgecil import registry
 from edgecil.bench.layouts import Listing, link
 from edgecil.bench.protocol import Protocol
 from edgecil.bench.runner import Run
-from edgecil.engine.compute import pick_device
+from edgecil.engine.compute import Precision, pick_device
 from edgecil.errors import UsageError
+from edgecil.learning import choose_compute
 from edgecil.nets.build import check_arch
 from edgecil.planning import kept_plan
-from edgecil.prepare import prepare, recipe_of
+from edgecil.prepare import Job, prepare, recipe_of
 from edgecil.spelling import nearest
 from edgecil.workspace import Workspace
 
@@ -60,13 +61,25 @@ def check_data(runs: Iterable[Run], listing: Listing) -> None:
             _check_increments(run, listing, order, sizes, Path(folder))
 
 
+def trial_precision(run: Run, listing: Listing) -> Precision:
+    """Return the faster precision for the first increment of a run, by timing both."""
+    order = run.protocol.class_names(listing.classes, run.seed)
+    first = order[: run.protocol.sizes(len(order))[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        return choose_compute(_prepared(run, listing, first, Path(folder))).precision
+
+
+def _prepared(run: Run, listing: Listing, classes: Sequence[str], folder: Path) -> Job:
+    """Return the job of a run's first increment with a few images of each of its classes."""
+    images = {name: listing.train[name][:TRIAL] for name in classes}
+    request = run.request(link(images, classes, folder / "new"), tuple(classes), base=True)
+    return prepare(request, Workspace(folder / "workspace"))
+
+
 def _check_increments(
     run: Run, listing: Listing, order: Sequence[str], sizes: Sequence[int], folder: Path
 ) -> None:
-    first = tuple(order[: sizes[0]])
-    images = {name: listing.train[name][:TRIAL] for name in first}
-    request = run.request(link(images, first, folder / "new"), first, base=True)
-    task = (job := prepare(request, Workspace(folder / "workspace"))).task
+    task = (job := _prepared(run, listing, order[: sizes[0]], folder)).task
     counts = [len(listing.train[name]) for name in order]
     # The last increment first: it needs the most, and what it needs is to be told.
     for number in range(len(sizes), 0, -1):

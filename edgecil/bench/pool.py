@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from edgecil.bench import layouts
-from edgecil.bench.checks import check_data, check_names
+from edgecil.bench import layouts, results
+from edgecil.bench.checks import check_data, check_names, trial_precision
+from edgecil.bench.layouts import Listing
 from edgecil.bench.runner import Run
-from edgecil.bench.worker import BASES, BEGUN, Fault, Worker, result_path
-from edgecil.engine.compute import pick_device, time_precision
-from edgecil.errors import Interrupted
-from edgecil.nets.build import auto_arch, build
-from edgecil.nets.net import NetSpec
+from edgecil.bench.worker import BASES, BEGUN, WORK, Fault, Worker, is_made, result_path
+from edgecil.engine.compute import Precision, pick_device
+from edgecil.errors import Interrupted, UsageError
+from edgecil_runtime.container import write_atomic
 
 Say = Callable[[str], None]
 
@@ -37,14 +38,19 @@ def run_all(
 ) -> list[Outcome]:
     """Return how every run ended, in order; results that are there are not made again.
 
-    With ``jobs`` > 1 that many processes work side by side, one thread each. A run that fails
-    does not stop the others; none starts when one of them cannot be made.
+    A run that is given twice is made once. With ``jobs`` > 1 that many processes work side by
+    side, one thread each. A run that fails does not stop the others; none starts when one of
+    them cannot be made.
 
     Raises:
-        Interrupted: the user stopped; the same call continues where it was.
-        EdgecilError: something stands against a run that can be seen before it starts.
+        Interrupted: the user stopped; the same call continues where it was, from any directory.
+        EdgecilError: something stands against a run that can be seen before it starts; or what
+            is there of it was made under other settings.
     """
-    waiting = [run for run in runs if not result_path(out, run).exists()]
+    out, data = out.absolute(), data.absolute()
+    _refuse_strangers(out, {run.protocol.name for run in runs})
+    runs = list({run.key: run for run in runs}.values())
+    waiting = [run for run in runs if not is_made(out, run)]
     for run in runs:
         if run not in waiting:
             say(f"{run.variant} seed {run.seed}: is there")
@@ -55,12 +61,21 @@ def run_all(
     if waiting:
         check_names(waiting)
         say("reading the data set")  # once, so that packed images are unpacked once
-        check_data(waiting, layouts.read(waiting[0].protocol.layout, data))
-        waiting = _settle_precision(waiting)
+        listing = layouts.read(waiting[0].protocol.layout, data)
+        check_data(waiting, listing)
+        waiting = _settle_precision(waiting, listing, out / WORK)
     out.mkdir(parents=True, exist_ok=True)
     faults = _make(waiting, data, out, jobs, say)
     shutil.rmtree(out / BASES, ignore_errors=True)
     return [Outcome(run, result_path(out, run), faults.get(run.key)) for run in runs]
+
+
+def _refuse_strangers(out: Path, protocols: Container[str]) -> None:
+    """Refuse a folder with results of another protocol: they cannot share a table."""
+    for result in results.load(out):
+        if result["protocol"] not in protocols:
+            other = f"{out} holds results of another protocol, {result['protocol']}"
+            raise UsageError(other, hint="give another --out")
 
 
 def _make(runs: Sequence[Run], data: Path, out: Path, jobs: int, say: Say) -> dict[str, Fault]:
@@ -97,15 +112,17 @@ def _make(runs: Sequence[Run], data: Path, out: Path, jobs: int, say: Say) -> di
     return faults
 
 
-def _settle_precision(runs: list[Run]) -> list[Run]:
-    """Return the runs with one precision for all of them, timed before they disturb each other."""
+def _settle_precision(runs: list[Run], listing: Listing, work: Path) -> list[Run]:
+    """Return the runs with one precision for all of them, and for all that follow in ``work``.
+
+    It is timed once, before they disturb each other: a run that goes on has that of its start.
+    """
     first = runs[0]
     if first.precision != "auto":
         return runs
-    device = pick_device(first.device)
-    arch, size = first.protocol.arch, first.protocol.image_size or 32
-    if arch == "auto":
-        arch, _ = auto_arch(size)
-    net = build(NetSpec(arch), 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    chosen = time_precision(net, torch.randn(32, 3, size, size, device=device), device)
-    return [replace(run, precision=chosen) for run in runs]
+    kept = work / f"precision-{pick_device(first.device).type}"
+    if not kept.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, trial_precision(first, listing).encode())
+    chosen = cast(Precision, kept.read_text())
+    return [replace(run, timed=chosen) for run in runs]

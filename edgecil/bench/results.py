@@ -33,6 +33,19 @@ def to_text(result: Result) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def read(path: Path) -> Result:
+    """Return the result in a JSON file.
+
+    Raises:
+        DataError: the file is not a result.
+    """
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        return result | {"variant": str(Variant(result["method"], result["options"]))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a result of edgecil bench: {error}") from None
+
+
 def load(folder: Path) -> list[Result]:
     """Return the results in the JSON files of a folder, each with Omega and images per second.
 
@@ -42,13 +55,7 @@ def load(folder: Path) -> list[Result]:
     Raises:
         DataError: a file is not a result.
     """
-    found: list[Result] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            found.append(result | {"variant": str(Variant(result["method"], result["options"]))})
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a result of edgecil bench: {error}") from None
+    found = [read(path) for path in sorted(folder.glob("*.json"))]
     _name(found)
     best = oracle(found)
     offline = {r["seed"]: r["accuracy"] for r in found if r["name"] == best}

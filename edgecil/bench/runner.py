@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,13 @@ from edgecil._version import __version__
 from edgecil.bench.bases import Bases
 from edgecil.bench.layouts import Listing, link
 from edgecil.bench.protocol import Protocol
-from edgecil.data.decode import load
 from edgecil.data.images import ImageSet
 from edgecil.data.source import align, scan
-from edgecil.engine.compute import inference_compute
+from edgecil.engine.compute import Precision, inference_compute
 from edgecil.engine.events import Listener, ignore
 from edgecil.errors import UsageError
 from edgecil.evaluation import Evaluation, evaluate_images
+from edgecil.intake import load_images
 from edgecil.learning import learn
 from edgecil.prepare import load_version
 from edgecil.registry import presets
@@ -35,6 +35,8 @@ from edgecil.workspace import VersionManifest, Workspace
 from edgecil_runtime.container import write_atomic
 
 ROWS = "rows.json"
+WORDS = ("summary", "source", "notes", "published")
+"""What a protocol says that decides no result."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Run:
     """Fields of :class:`LearnRequest` that the user set for all runs: budget, codec, epochs."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
+    timed: Precision | None = None
+    """What timing chose where the precision is ``auto``."""
 
     @property
     def key(self) -> str:
@@ -80,6 +84,16 @@ class Run:
         return "-".join(
             [str(self.variant).replace(":", "-").replace("/", "_"), *extras, f"seed{self.seed}"]
         )
+
+    @property
+    def digest(self) -> str:
+        """A name for all that was asked for: the key, and the protocol with all it decides."""
+        asked = asdict(self)
+        del asked["timed"]
+        asked["settings"] = {k: v for k, v in self.settings.items() if v is not None}
+        asked["protocol"] = {k: v for k, v in asked["protocol"].items() if k not in WORDS}
+        text = json.dumps(asked, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def request(self, folder: Path, classes: tuple[str, ...], *, base: bool) -> LearnRequest:
         """Return what to ask of one increment."""
@@ -98,7 +112,7 @@ class Run:
         return LearnRequest(
             str(folder), method, options=dict(self.variant.options), seed=self.seed,
             class_order=classes, record_ranges=False, device=self.device,
-            precision=self.precision,
+            precision=self.timed or self.precision,
             **{**settings, **{k: v for k, v in self.settings.items() if v is not None}},
         )  # fmt: skip
 
@@ -115,9 +129,9 @@ def execute(
 ) -> dict[str, Any]:
     """Return the result of a run as a JSON object.
 
-    ``work`` is a folder of the run's own: what is there is continued, and it is removed at the
-    end. ``on_increment(number, row)`` is told the measures of every increment. ``bases`` are
-    those of runs that may begin alike.
+    ``work`` is a folder of the run's own: what is there is continued.
+    ``on_increment(number, row)`` is told the measures of every increment. ``bases`` are those of
+    runs that may begin alike.
 
     Raises:
         Interrupted: ``should_stop`` said so; the same call continues.
@@ -144,14 +158,11 @@ def execute(
                 should_stop=should_stop,
             )  # fmt: skip
         if tests is None:
-            tests = _test_images(listing, order, work / "test", workspace)
+            tests = _test_images(listing, order, work, workspace)
         rows.append(_row(*_evaluate(workspace, number, tests)))
         write_atomic(work / ROWS, json.dumps(rows).encode())
         on_increment(number, rows[-1])
-    manifest = workspace.manifest()
-    result = _result(run, rows, manifest)
-    shutil.rmtree(work)
-    return result
+    return {**_result(run, rows, workspace.manifest()), "digest": run.digest}
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -161,10 +172,11 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _test_images(listing: Listing, order: list[str], target: Path, at: Workspace) -> ImageSet:
-    """Return the decoded test images of all classes of the run, labelled in its order."""
-    folder = align(scan(link(listing.test, order, target)), order)
-    return load(folder, at.manifest().input).images
+def _test_images(listing: Listing, order: list[str], work: Path, at: Workspace) -> ImageSet:
+    """Return the test images of all classes of the run, labelled in its order: in memory, or on
+    the disk of ``work``."""
+    folder = align(scan(link(listing.test, order, work / "test")), order)
+    return load_images(folder, at.manifest().input, work).images
 
 
 def _evaluate(
@@ -172,7 +184,7 @@ def _evaluate(
 ) -> tuple[VersionManifest, Evaluation]:
     manifest, model = load_version(workspace, version)
     compute = inference_compute(manifest.training["device"])
-    images = tests.subset(tests.labels < len(manifest.names)).to(compute.torch_device)
+    images = tests.rows_of((tests.labels < len(manifest.names)).nonzero().flatten())
     found = evaluate_images(model, images, manifest.input, compute, manifest.names, manifest.groups)
     return manifest, found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import traceback
@@ -17,10 +18,20 @@ from typing import Any
 from edgecil.bench import layouts, results
 from edgecil.bench.bases import Bases
 from edgecil.bench.runner import Run, execute
-from edgecil.errors import EdgecilError, Interrupted, OutOfMemory
+from edgecil.errors import (
+    EdgecilError,
+    Interrupted,
+    OutOfMemory,
+    UsageError,
+    WorkspaceError,
+    out_of_memory,
+)
 from edgecil_runtime.container import write_atomic
 
-BASES = ".work/.bases"
+WORK = ".work"
+BASES = f"{WORK}/.bases"
+DIGEST = "digest"
+"""What a run that has begun was asked for."""
 BEGUN, DONE = "begun", "done"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,6 +49,26 @@ class Fault:
 def result_path(out: Path, run: Run) -> Path:
     """Return where the result of a run is, or will be."""
     return out / f"{run.key}.json"
+
+
+def is_made(out: Path, run: Run) -> bool:
+    """Return whether the result of a run is there.
+
+    Raises:
+        DataError: a file in its place is no result.
+        UsageError: it is, or what is there of it yet, of a run that was asked for otherwise.
+    """
+    path, work = result_path(out, run), out / WORK / run.key
+    made, mark = path.exists(), work / DIGEST
+    # Results that are older than digests have none.
+    begun = results.read(path).get("digest") if made else mark.exists() and mark.read_text()
+    if begun and begun != run.digest:
+        raise UsageError(
+            f"{path if made else work} was made under other settings: the protocol, --precision "
+            "or --device",
+            hint="give another --out, or remove it",
+        )
+    return made
 
 
 class Worker:
@@ -141,18 +172,40 @@ def make(run: Run, data: Path, out: Path, stopped: Any) -> Fault | None:
 
     if stopped():
         raise Interrupted("stopped before it began")
-    listing = layouts.read(run.protocol.layout, data)
-    work = out / ".work" / run.key
-    work.mkdir(parents=True, exist_ok=True)
+    work = out / WORK / run.key
     try:
+        listing = layouts.read(run.protocol.layout, data)
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomic(work / DIGEST, run.digest.encode())
         result = execute(
             run, listing, work, should_stop=stopped, on_increment=told, bases=Bases(out / BASES)
         )
-    except Interrupted:
-        raise
-    except EdgecilError as error:
-        # What the error says of a smaller run is for another command.
-        hint = f"run it with {error.smaller}" if isinstance(error, OutOfMemory) else error.hint
-        return Fault(error.message, hint, error.code, error.exit_code)
-    write_atomic(result_path(out, run), results.to_text(result).encode())
-    return None
+        write_atomic(result_path(out, run), results.to_text(result).encode())
+        shutil.rmtree(work)
+        return None
+    except Exception as error:
+        fault = _fault(error, work)
+        if fault is None:
+            raise
+        return fault
+
+
+def _fault(error: Exception, work: Path) -> Fault | None:
+    """Return what an error means for its run, or None for one that no run should meet."""
+    match error:
+        case Interrupted():
+            return None
+        case OutOfMemory():
+            # What the error says of a smaller run is for another command.
+            hint = f"run it with {error.smaller}"
+            return Fault(error.message, hint, error.code, error.exit_code)
+        case EdgecilError():
+            return Fault(error.message, error.hint, error.code, error.exit_code)
+        case OSError():
+            text = f"{error.filename or work}: {error.strerror or error}"
+            hint = "see whether the disk is full; the same command goes on"
+            return Fault(text, hint, WorkspaceError.code, WorkspaceError.exit_code)
+    if not out_of_memory(error):
+        return None
+    hint = "fewer --jobs need less; the same command goes on"
+    return Fault("the memory ran out", hint, OutOfMemory.code, OutOfMemory.exit_code)

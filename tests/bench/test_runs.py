@@ -16,9 +16,11 @@ import toys
 from small_runs import PROTOCOL, same
 
 from edgecil import api
-from edgecil.bench import layouts, pool, results, worker
+from edgecil.bench import layouts, pool, results, runner, worker
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Run, Variant, execute
+from edgecil.data import resident
+from edgecil.data.disk import PixelFile
 from edgecil.engine import loop
 from edgecil.errors import BudgetError, Interrupted, OutOfMemory, UsageError
 
@@ -94,9 +96,7 @@ class TestOneRun:
         with pytest.raises(Interrupted):
             execute(run("lwm"), listing, work, should_stop=(work / "rows.json").exists)
         assert len(json.loads((work / "rows.json").read_text())) == 1
-        again = execute(run("lwm"), listing, work)
-        assert same(again, done)
-        assert not work.exists()
+        assert same(execute(run("lwm"), listing, work), done)
 
     def test_a_version_without_its_row_is_measured_not_learned_again(self, data, done, tmp_path):
         """A kill between the commit of a version and the note of its measures."""
@@ -114,6 +114,21 @@ class TestOneRun:
         rows = json.loads((work / "rows.json").read_text())
         (work / "rows.json").write_text(json.dumps(rows[:1]))
         assert same(execute(run("lwm"), listing, work), done)
+
+    def test_test_images_that_do_not_fit_into_memory_are_streamed(
+        self, data, done, tmp_path, monkeypatch
+    ):
+        tested, evaluate = [], runner.evaluate_images
+        monkeypatch.setattr(
+            runner,
+            "evaluate_images",
+            lambda m, images, *r: tested.append(images) or evaluate(m, images, *r),
+        )
+        monkeypatch.setattr(resident, "free_host_bytes", lambda: 0)
+        found = execute(run("lwm"), layouts.read("folders", data), tmp_path / "run")
+        assert same(found, done)
+        parts = [part for images in tested for part in images.pixels._parts]
+        assert len(tested) == 3 and all(isinstance(part, PixelFile) for part in parts)
 
     def test_budget_and_codec_reach_the_store(self, data, tmp_path):
         found = execute(
