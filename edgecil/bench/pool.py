@@ -72,10 +72,10 @@ def run_all(
 
 def _refuse_strangers(out: Path, protocols: Container[str]) -> None:
     """Refuse a folder with results of another protocol: they cannot share a table."""
-    for result in results.load(out):
-        if result["protocol"] not in protocols:
-            other = f"{out} holds results of another protocol, {result['protocol']}"
-            raise UsageError(other, hint="give another --out")
+    for path in sorted(out.glob("*.json")):
+        found = results.read(path).get("protocol")
+        if found not in protocols:
+            raise UsageError(f"{path} is of another protocol, {found}", hint="give another --out")
 
 
 def _make(runs: Sequence[Run], data: Path, out: Path, jobs: int, say: Say) -> dict[str, Fault]:

@@ -89,7 +89,7 @@ class TestReuse:
         """As quick and quick-mirrored have, with the same names."""
         pool.run_all([run()], data, tmp_path)
         for method in ("finetune", "lwf"):
-            with pytest.raises(UsageError, match="results of another protocol, small") as refused:
+            with pytest.raises(UsageError, match="is of another protocol, small") as refused:
                 pool.run_all([run(method, name="small-mirrored")], data, tmp_path)
             assert "--out" in refused.value.hint
         assert started == [run()]
