@@ -135,7 +135,20 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
     recipe: Recipe = module.recipe(make_options(module.Options, values[host]))
     for plug in plugs:
         module = _module(plug, "plug-in")
-        recipe = module.plug(recipe, make_options(_plug_options(module), values[plug]))
-        # What the host promises, the plug-in may not keep.
-        recipe = dataclasses.replace(recipe, base=None, updates_known=False)
-    return dataclasses.replace(recipe, name=method)
+        recipe = _laid(module, make_options(_plug_options(module), values[plug]), recipe)
+    return _named(recipe, method)
+
+
+def _laid(module: Any, options: Any, host: Recipe) -> Recipe:
+    """Return ``host`` with a plug-in over it and over each of its forms."""
+    forms = {kind: _laid(module, options, form) for kind, form in host.forms.items()}
+    # What the host promises, the plug-in may not keep.
+    laid: Recipe = dataclasses.replace(
+        module.plug(host, options), forms=forms, base=None, updates_known=False
+    )
+    return laid
+
+
+def _named(recipe: Recipe, name: str) -> Recipe:
+    forms = {kind: _named(form, name) for kind, form in recipe.forms.items()}
+    return dataclasses.replace(recipe, name=name, forms=forms)

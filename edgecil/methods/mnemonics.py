@@ -148,7 +148,6 @@ def plug(host: Recipe, options: Options) -> Recipe:
             rank=random_ranking if drawn else herded,
             candidates=candidates,
         ),
-        forms={kind: plug(form, options) for kind, form in host.forms.items()},
         begin=begin,
         end=end,
         updates_known=False,  # eq. (10) has no data of old classes but their exemplars

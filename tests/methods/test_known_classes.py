@@ -56,6 +56,15 @@ def test_those_that_the_front_door_promises_are_able():
     assert not registry.build("icarl+aux").updates_known
 
 
+@pytest.mark.parametrize("method", ["lwm+mfgr", "icarl+mfgr"])
+def test_a_plug_in_promises_nothing_whatever_outputs_are_continued(method):
+    recipe = registry.build(method)
+    for kind in ("sigmoid", "softmax"):
+        form = recipe.on(kind)
+        assert (form.updates_known, form.base, form.name) == (False, None, method)
+        assert any(module.name == "generator" for module in form.modules), "it is over all forms"
+
+
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """The model of a method that knows three classes, trained once."""
