@@ -7,28 +7,9 @@ import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
-@contextlib.contextmanager
-def batchnorm_inputs(net: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what enters every batch norm of ``net`` while the context is open.
-
-    The list grows with each forward pass, in the order of execution; clear it between passes.
-    The tensors are part of the graph. The hooks are gone after the context, however it ends.
-    """
-    inputs: list[Tensor] = []
-
-    def tap(module: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs.append(args[0])
-
-    with contextlib.ExitStack() as hooks:
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                hooks.callback(module.register_forward_pre_hook(tap).remove)
-        yield inputs
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from edgecil.losses.classification import cross_entropy
 from edgecil.losses.distillation import sigmoid_losses
 from edgecil.memory.fields import Field, exemplar_fields
 from edgecil.method import ModuleSpec, Phase, Recipe, Selection, Term, one_phase, previous_net
-from edgecil.nets.taps import batchnorm_inputs, freeze
+from edgecil.nets.taps import freeze
 from edgecil.rankings import random_ranking
 from edgecil.settings import Optim, Training
+from edgecil.synthesis.statistics import batch_statistics
 
 
 def plain_step(ctx, batch):
@@ -187,9 +188,9 @@ class TestGenerator:
     @staticmethod
     def dream(ctx, batch):
         noise = torch.randn(6, 8)
-        with batchnorm_inputs(ctx.teachers["previous"]) as inputs:
+        with batch_statistics(ctx.teachers["previous"]) as layers:
             logits = ctx.teachers["previous"](ctx.modules["generator"](noise)).logits
-        statistics = sum(x.mean(dim=(0, 2, 3)).square().mean() for x in inputs)
+        statistics = sum(layer.mean.square().mean() for layer in layers)
         oneness = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1))
         return {
             "one-hot": Term(oneness, to=("generator",)),

@@ -8,7 +8,7 @@ from torch import nn
 
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
-from edgecil.nets.taps import batchnorm_inputs, freeze
+from edgecil.nets.taps import forward_outputs, freeze
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -23,41 +23,19 @@ def hooks(net: nn.Module) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in net.modules())
 
 
-def test_batchnorm_inputs_are_those_of_the_forwards(net: Net) -> None:
-    net.train()
-    with batchnorm_inputs(net) as inputs:
-        net(IMAGES)
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(inputs) == len(norms) == 9
-    assert torch.equal(inputs[0], net.backbone.conv1(IMAGES))  # type: ignore[operator]
-    # In train mode the running means moved by a tenth of what came in: order and place agree.
-    means = sorted(m.running_mean.norm().item() for m in norms)  # type: ignore[union-attr]
-    expected = sorted(0.1 * x.mean(dim=(0, 2, 3)).norm().item() for x in inputs)
-    assert means == pytest.approx(expected, rel=1e-4)
-
-
-def test_batchnorm_inputs_are_in_the_graph(net: Net) -> None:
-    images = IMAGES.clone().requires_grad_()
-    with batchnorm_inputs(freeze(net)) as inputs:
-        freeze(net)(images)
-        assert inputs == []
-    frozen = freeze(net)
-    with batchnorm_inputs(frozen) as inputs:
-        frozen(images)
-    sum(x.square().mean() for x in inputs).backward()  # type: ignore[union-attr]
-    assert images.grad is not None and images.grad.abs().max() > 0
+def test_outputs_are_those_of_the_forwards(net: Net) -> None:
+    with forward_outputs(net) as outputs:
+        first, second = net(IMAGES), net(IMAGES[:2])
+    net(IMAGES)
+    assert outputs == [first, second]
 
 
 def test_hooks_are_gone_afterwards_even_after_an_exception(net: Net) -> None:
     before = hooks(net)
-    with pytest.raises(RuntimeError), batchnorm_inputs(net):
-        assert hooks(net) == before + 9
+    with pytest.raises(RuntimeError), forward_outputs(net) as outputs:
+        assert hooks(net) == before + 1
         net(torch.zeros(1, 1, 8, 8))
-    assert hooks(net) == before
-    with batchnorm_inputs(net) as inputs:
-        pass
-    net(IMAGES)
-    assert inputs == []
+    assert hooks(net) == before and outputs == []
 
 
 def test_a_frozen_copy_survives_training_of_the_original(net: Net) -> None:
