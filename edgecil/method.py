@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from edgecil.context import Candidates, Context, Setup
 from edgecil.data.images import Batch, ImageSet
 from edgecil.memory.fields import Field
+from edgecil.memory.store import Store
 from edgecil.nets.rules import ArgmaxRule, Rule
-from edgecil.settings import Augment, Optim, Training
+from edgecil.settings import Augment, Optim, Preprocess, Training
 from edgecil.synthesis.dreams import Dreaming
 
 Groups = tuple[str, ...]
@@ -93,10 +94,11 @@ class Phase:
     optims: Mapping[str, Optim] = field(default_factory=dict)
     """Optimisers of single groups; the others use ``training.optim``."""
     smaller: str = "--batch-size {}"
-    """The setting that gives its steps another number of images."""
+    """The setting that gives its steps fewer images; ``{}`` is half their batch size."""
     again: Callable[[Context, int], bool] | None = None
     """Asked when the phase is over, with how often it has run. Where it returns True, it has made
-    ready for the phase to run once more, with fresh optimisers and other random numbers."""
+    ready for the phase to run once more, with fresh optimisers and other random numbers. Ranks
+    must answer alike: what they measure they settle by ``ctx.agree``."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,9 @@ class Recipe:
     more images alike. None: it has no such term."""
     dreams: Dreaming | None = None
     """How it makes images of old classes, where it does."""
+    draws: Callable[[Store, Preprocess, int], Tensor] | None = None
+    """Returns so many images ``(N, 3, S, S)`` of old classes, normalised and on the CPU, from what
+    is kept of them, where a kept module draws them."""
     sources: tuple[Source, ...] = ()
     selection: Selection | None = None
     begin: Callable[[Context], None] = nothing

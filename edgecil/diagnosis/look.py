@@ -74,7 +74,7 @@ class AttentionGrid:
     distances: NDArray[np.float32]
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """Return at most ``most`` of the numbers below ``count``, evenly, both ends among them."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
@@ -82,7 +82,7 @@ def spread(count: int, most: int) -> list[int]:
 def _shown_rows(labels: Tensor, classes: int) -> Tensor:
     """Return the first image of a few of the first ``classes`` classes."""
     present = torch.unique(labels[labels < classes])
-    chosen = present[spread(len(present), ROWS)]
+    chosen = present[evenly(len(present), ROWS)]
     return torch.stack([(labels == label).nonzero()[0, 0] for label in chosen])
 
 
@@ -129,7 +129,7 @@ def lineage(
         same = Look(*(part[known] for part in now))
         drifts.append(_drift(earlier, before, same, used=used))
         maps[number] = before.maps[torch.searchsorted(known.nonzero()[:, 0], shown)]
-    grid = _grid(tests, shown, [line[i] for i in spread(len(line), COLUMNS)], maps, manifest)
+    grid = _grid(tests, shown, [line[i] for i in evenly(len(line), COLUMNS)], maps, manifest)
     return tuple(drifts), grid if used else None
 
 

@@ -17,9 +17,9 @@ from edgecil.data.images import ImageSet
 from edgecil.data.source import align
 from edgecil.diagnosis import figures
 from edgecil.diagnosis.distance import Plane, bandwidth, neighbour_plane, principal_plane
-from edgecil.diagnosis.look import lineage, look, spread
+from edgecil.diagnosis.look import evenly, lineage, look
 from edgecil.diagnosis.measures import NEW, OLD, SYNTHETIC, Diagnosis, distances
-from edgecil.diagnosis.synthetic import Synthetic, dream
+from edgecil.diagnosis.synthetic import Sample, Version, make
 from edgecil.engine.compute import Compute, inference_compute
 from edgecil.errors import DataError, DependencyMissing
 from edgecil.intake import load_images, scan_tests
@@ -80,13 +80,14 @@ def diagnose(
     Classes of the version's own increment are new, those before it old; of a first version all
     are old. Real new images are those of ``new_data`` where it is given, else test images.
     ``synthetic`` images of the old classes are made from the version before, as the version's
-    method makes them, in its own number of ``steps`` unless one is given; where the method makes
-    none, by 300 steps of pixels.
+    method makes them, in its own number of ``steps`` unless one is given, or drawn from what that
+    keeps; where the method does neither, by 300 steps of pixels.
 
     Raises:
         DataError: there are no images of old classes, or none of the new ones in ``new_data``.
         WorkspaceError: there is no such version, or it is damaged.
         AdoptError: no images can be made of the version before: it has no batch norms.
+        TrainingError: all images that were made of it show one class, in every attempt.
     """
     place = Workspace.find(workspace)
     manifest, model = load_version(place, version)
@@ -135,19 +136,20 @@ def _new_features(case: _Case, path: PathLike) -> NDArray[np.float32]:
     return rows
 
 
-def _before(case: _Case) -> Model:
-    """Return the model that the version's own increment began with; of a first version its own."""
+def _before(case: _Case) -> Version:
+    """Return the version that a version's own increment began with; of a first one itself."""
     parent = case.manifest.parent
     for number in case.place.lineage(case.manifest.version)[1:]:
         # A renamed version follows one with the same classes.
         if len(case.place.manifest(number).classes) <= case.old:
-            return load_version(case.place, number)[1]
-    return case.model if parent is None else load_version(case.place, parent)[1]
+            return load_version(case.place, number)
+    own = case.manifest, case.model
+    return own if parent is None else load_version(case.place, parent)
 
 
-def _dreamed(case: _Case, count: int, steps: int | None, seed: int) -> Synthetic:
-    source = _before(case)
-    return dream(source, case.model, case.manifest, case.compute, count, steps, seed, case.say)
+def _dreamed(case: _Case, count: int, steps: int | None, seed: int) -> Sample:
+    version = case.manifest, case.model
+    return make(_before(case), version, case.compute, count, steps, seed, case.say)
 
 
 def _planes(samples: Samples, folder: Path, say: Say) -> list[Path]:
@@ -156,7 +158,7 @@ def _planes(samples: Samples, folder: Path, say: Say) -> list[Path]:
     if len(every) < FEWEST:
         say(f"{len(every)} images are too few to draw their features")
         return []
-    rows = {name: spread(len(part), DRAWN) for name, part in samples.items()}
+    rows = {name: evenly(len(part), DRAWN) for name, part in samples.items()}
     files: list[Path] = []
     whole = principal_plane(every)
     offsets = np.cumsum([0, *(len(part) for part in samples.values())])

@@ -9,29 +9,35 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgecil import registry
 from edgecil.data.images import ImageSet
-from edgecil.data.loader import evaluation_batches
-from edgecil.diagnosis.look import BATCH, look, spread
+from edgecil.data.pixels import to_pixels
+from edgecil.data.streams import stream_seed
+from edgecil.diagnosis.look import evenly, look
 from edgecil.engine.compute import Compute
 from edgecil.errors import UsageError
+from edgecil.method import Recipe
 from edgecil.model import Model
 from edgecil.synthesis.dreams import Dreaming, synthesise
+from edgecil.synthesis.objective import Inversion
 from edgecil.workspace import VersionManifest
 
+Version = tuple[VersionManifest, Model]
+Say = Callable[[str], None]
 CLASSES = 20
 """Classes that a sheet has room for."""
 EACH = 10
 """Images of each class on a sheet."""
-PLAIN = Dreaming(batch=64)
-"""For versions whose method makes no images: pixels, by ABD's losses."""
+HINT = "another number of steps, or another seed: --synthetic-steps N, --seed N"
 _NAMES = {"generator": "a generator", "pixels": "pixels"}
 
 
-class Synthetic(NamedTuple):
-    """Synthetic images ``pixels`` uint8 ``(N, S, S, 3)``, the class each was taken for by the
-    network that they were made from, and their features ``(N, D)`` in the diagnosed one."""
+class Sample(NamedTuple):
+    """Synthetic images ``pixels`` uint8 ``(N, S, S, 3)``, the class each is taken for by the
+    version that they were made from, by its rule, and their features ``(N, D)`` in the diagnosed
+    one."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -40,7 +46,7 @@ class Synthetic(NamedTuple):
     def sheet(self, names: list[str]) -> dict[str, NDArray[np.uint8]]:
         """Return a few images of each class that is shown, of at most ``CLASSES`` classes."""
         present = np.unique(self.labels)
-        chosen = present[spread(len(present), CLASSES)].tolist()
+        chosen = present[evenly(len(present), CLASSES)].tolist()
         return {names[row]: self.pixels[self.labels == row][:EACH] for row in chosen}
 
     def shown(self, names: list[str]) -> dict[str, int]:
@@ -49,57 +55,87 @@ class Synthetic(NamedTuple):
         return dict(zip(names, counts, strict=True))
 
 
-def manner_of(manifest: VersionManifest) -> Dreaming | None:
-    """Return how the method of a version makes images; None where it makes none.
+def recipe_of(manifest: VersionManifest) -> Recipe | None:
+    """Return the method of a version; None where it is not known here.
 
     A kept generator (``warm_start``) is not gone on from: that of a diagnosis begins anew.
     """
     try:
         preset = registry.presets(manifest.method).get(manifest.training.get("preset") or "")
         options = registry.with_preset(preset, manifest.options)
-        return registry.build(manifest.method, options).dreams
+        return registry.build(manifest.method, options)
     except UsageError:  # a model from elsewhere, or a method that is not installed here
         return None
 
 
-def dream(
-    source: Model,
-    model: Model,
-    manifest: VersionManifest,
+def plain(head_kind: str) -> Dreaming:
+    """Return how images are made where the method makes none: pixels, by ABD's losses.
+
+    Of logits that nobody uses nothing is asked.
+    """
+    if head_kind == "unused":
+        return Dreaming(batch=64, objective=Inversion(content=0, diversity=0), varied=False)
+    return Dreaming(batch=64)
+
+
+def make(
+    source: Version,
+    version: Version,
     compute: Compute,
     count: int,
     steps: int | None,
     seed: int,
-    say: Callable[[str], None],
-) -> Synthetic:
-    """Return ``count`` images of what ``source`` knows, as ``model`` sees them.
+    say: Say,
+) -> Sample:
+    """Return ``count`` images of what ``source`` knows, as ``version`` sees them.
 
-    They are made as the method of ``manifest`` makes them, in its steps unless ``steps`` are
-    given; where it makes none, pixels are optimised by ABD's losses. What is done is said.
+    They are made as the method of ``version`` makes them, in its steps unless ``steps`` are
+    given, or drawn from what ``source`` keeps; where it does neither, pixels are optimised by
+    ABD's losses. What is done is said.
 
     Raises:
         AdoptError: the network of ``source`` has no batch-norm statistics.
-        TrainingError: all images show one class, in every attempt.
+        TrainingError: a loss became NaN, or all images show one class in every attempt.
     """
-    net = source.net.to(compute.torch_device).eval()
-    preprocess, own = manifest.input, manner_of(manifest)
-    manner = own or PLAIN
-    steps = steps or manner.steps
-    by = f"as {manifest.method} makes them" if own else f"{manifest.method} makes none of its own"
-    say(f"synthetic images by {steps:,} steps of {_NAMES[manner.source]}: {by}")
-    pixels = synthesise(
-        net, preprocess, count, steps, seed, source=manner.source,
-        batch=manner.batch or int(manifest.training["batch_size"]), lr=manner.lr,
-        mode=manner.mode, objective=manner.objective, say=say,
-    )  # fmt: skip
+    (origin, before), (manifest, model) = source, version
+    recipe, preprocess = recipe_of(manifest), manifest.input
+    if recipe is not None and recipe.draws is not None and before.kept.names:
+        kept = f"from what version {origin.version} keeps"
+        say(f"synthetic images as {manifest.method} draws them, {kept}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "synthesis"))
+            pixels = to_pixels(recipe.draws(before.kept, preprocess, count), preprocess)
+    else:
+        pixels = _synthesised(source, manifest, recipe, compute, count, steps, seed, say)
     # They are as large as the network's input: there is nothing to cut off.
     whole = replace(preprocess, resize=preprocess.size)
-    labels = torch.zeros(count, dtype=torch.int64)
-    with torch.no_grad():
-        batches = evaluation_batches(
-            ImageSet(pixels, labels), whole, BATCH, compute.torch_device
-        )  # fmt: skip
-        logits = torch.cat([net(batch).logits[:, : net.classes].cpu() for batch in batches])
-    labels = logits.argmax(dim=1)
+    nothing = torch.zeros(count, dtype=torch.int64)
+    labels = look(before, ImageSet(pixels, nothing), whole, compute).scores.argmax(dim=1)
     seen = look(model, ImageSet(pixels, labels), whole, compute)
-    return Synthetic(pixels.numpy(), labels.numpy(), seen.features.numpy())
+    return Sample(pixels.numpy(), labels.numpy(), seen.features.numpy())
+
+
+def _synthesised(
+    source: Version,
+    manifest: VersionManifest,
+    recipe: Recipe | None,
+    compute: Compute,
+    count: int,
+    steps: int | None,
+    seed: int,
+    say: Say,
+) -> Tensor:
+    origin, before = source
+    own = recipe and recipe.dreams
+    manner = own or plain(origin.head_kind)
+    steps = steps or manner.steps
+    by = f"as {manifest.method} makes them" if own else f"{manifest.method} makes none of its own"
+    if recipe is not None and recipe.draws is not None:
+        by = f"what {manifest.method} draws them from is not stored any more"
+    say(f"synthetic images by {steps:,} steps of {_NAMES[manner.source]}: {by}")
+    net = before.net.to(compute.torch_device).eval()
+    return synthesise(
+        net, manifest.input, count, steps, seed, source=manner.source,
+        batch=manner.batch or int(manifest.training["batch_size"]), lr=manner.lr,
+        mode=manner.mode, objective=manner.objective, varied=manner.varied, say=say, hint=HINT,
+    )  # fmt: skip

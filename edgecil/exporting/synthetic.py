@@ -25,6 +25,14 @@ Images = Path | Pixels | Tensor | SyntheticImages
 """What ranges are measured on: a folder, or stored images ``(N, R, R, 3)``."""
 
 
+def batch_for(size: int) -> int:
+    """Return how many images of ``size`` pixels a side are optimised at a time.
+
+    64 up to 64 pixels; of larger ones as many as have the same number of pixels, but 8 at least.
+    """
+    return max(8, min(64, 64 * 64**2 // size**2))
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """How many images to make, and in how many steps; an export's ``calibration``."""
@@ -51,8 +59,9 @@ class Synthetic:
         from edgecil.synthesis.dreams import synthesise
 
         made = synthesise(
-            net, preprocess, self.images, self.steps, self.seed, varied=False, told=told
-        ).numpy()
+            net, preprocess, self.images, self.steps, self.seed, batch=batch_for(preprocess.size),
+            varied=False, told=told, hint="calibrate with images: --calibrate DIR",
+        ).numpy()  # fmt: skip
         # Calibration takes the centre of stored images: the border is never looked at.
         before = (preprocess.resize - preprocess.size) // 2
         after = preprocess.resize - preprocess.size - before

@@ -28,6 +28,7 @@ from edgecil.losses.distillation import softmax_distillation
 from edgecil.losses.replay import task_weights, weighted_cross_entropy
 from edgecil.losses.vae import latent_divergence, reconstruction
 from edgecil.memory.fields import Field
+from edgecil.memory.store import Store
 from edgecil.method import (
     STUDENT,
     ModuleSpec,
@@ -42,14 +43,16 @@ from edgecil.method import (
 from edgecil.nets.build import net_arrays
 from edgecil.nets.taps import freeze
 from edgecil.options import option
-from edgecil.settings import ABD_AUGMENT, ABD_TRAINING, Optim
-from edgecil.synthesis.vae import VaeSpec
+from edgecil.settings import ABD_AUGMENT, ABD_TRAINING, Optim, Preprocess
+from edgecil.synthesis.vae import Vae, VaeSpec
 
 VAE = "vae"
 """Name of the module that is trained, of its parameter group, and of the field."""
 REPLAY = "replay"
 """The frozen VAE of the increment before, among the teachers."""
 ADAM_LR = 1e-3
+DRAWN = 64
+"""Images that the VAE draws at once where it is only looked at."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,25 @@ def vae_optim(options: Options, classifier: Optim) -> Optim:
     return replace(classifier, lr=lr, weight_decay=0.0, kind=options.vae_optimiser)
 
 
-def kept_vae(ctx: Context) -> Any:
-    """Return the VAE of the increment before, in the sizes it was kept in."""
-    spec = ctx.kept.field(VAE).shape
+def kept_vae(kept: Store, size: int) -> Vae:
+    """Return the VAE of an increment, in the sizes it was kept in."""
+    spec = kept.field(VAE).shape
     assert isinstance(spec, VaeSpec)
-    return spec.build(ctx.preprocess.size, ctx.kept.read(VAE))
+    return spec.build(size, kept.read(VAE))
+
+
+def kept_images(kept: Store, preprocess: Preprocess, count: int) -> Tensor:
+    """Return ``count`` images ``(N, 3, S, S)`` as the kept VAE draws them, normalised."""
+    vae = kept_vae(kept, preprocess.size)
+    parts = [vae.draw(min(DRAWN, count - first)) for first in range(0, count, DRAWN)]
+    return from_unit(torch.cat(parts), preprocess)
 
 
 def build_vae(options: Options, ctx: Context) -> nn.Module:
     """Return the VAE to train: it goes on from the kept one where that has the same sizes."""
     if VAE in ctx.kept:
         if ctx.kept.field(VAE).shape == options.spec:
-            return kept_vae(ctx)  # type: ignore[no-any-return]
+            return kept_vae(ctx.kept, ctx.preprocess.size)
         ctx.note("the kept VAE has other sizes: the new one starts from random weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ctx.stream(VAE).initial_seed())
@@ -103,7 +113,8 @@ def teachers(ctx: Context) -> dict[str, nn.Module]:
     """Return the network before this increment and the VAE kept with it; none at the base."""
     if ctx.previous is None:
         return {}
-    return {"previous": ctx.previous, REPLAY: freeze(kept_vae(ctx)).to(ctx.device)}
+    replay = freeze(kept_vae(ctx.kept, ctx.preprocess.size))
+    return {"previous": ctx.previous, REPLAY: replay.to(ctx.device)}
 
 
 def vae_terms(ctx: Context, images: Tensor, weights: Tensor) -> Terms:
@@ -166,6 +177,7 @@ def recipe(options: Options) -> Recipe:
         fields=(Field(VAE, options.spec, "VAE that draws images of the old classes"),),
         modules=(ModuleSpec(VAE, partial(build_vae, options), lifetime="kept"),),
         teachers=teachers,
+        draws=kept_images,
         end=keep,
         adopt=adopt,
         if_diverging="a smaller --lr usually helps, and for the VAE --set vae_lr",

@@ -18,11 +18,13 @@ from edgecil.synthesis.generator import Generator
 from edgecil.synthesis.objective import Inversion
 from edgecil.synthesis.pixels import Pixels
 from edgecil.synthesis.statistics import check_statistics
-from edgecil.synthesis.training import Objective, Schedule, fit, insist
+from edgecil.synthesis.training import Objective, Schedule, fit, insist, shown
 
 RATES = {"pixels": 0.05, "generator": 1e-3}
 """Adam's learning rate of each source."""
-ATTEMPTS = 3
+FEWEST = 16
+"""Images of pixels from which on it is no chance that all show one class: with two classes
+2^-15. A generator shows as many as one likes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Dreaming:
     objective: Objective = field(default_factory=Inversion)
     mode: Literal["eval", "train"] = "eval"
     """Of the generator, when images are drawn from it."""
+    varied: bool = True
+    """Whether images that all show one class are made again."""
 
 
 def _silent(text: str) -> None:
@@ -60,6 +64,7 @@ def synthesise(
     varied: bool = True,
     say: Callable[[str], None] = _silent,
     told: Callable[[int, int], None] = lambda done, total: None,
+    hint: str | None = None,
 ) -> Tensor:
     """Return ``count`` synthetic images, uint8 ``(count, S, S, 3)`` on the CPU.
 
@@ -67,7 +72,8 @@ def synthesise(
     ``steps`` are those of each batch of pixels, or of the generator, which learns from ``batch``
     images at a time however few are wanted; ``told(done, total)`` hears of them. Images that
     shall be ``varied`` and are all taken for one class are made again, up to three times in all,
-    and ``say`` is told.
+    and ``say`` is told: of a generator many more are looked at than are wanted, and fewer than
+    ``FEWEST`` of pixels are not judged. ``hint`` is what an error tells to try.
 
     Raises:
         AdoptError: the network has no batch-norm statistics.
@@ -76,36 +82,33 @@ def synthesise(
     check_statistics(net)
     teacher, wanted = freeze(net), objective or Inversion()
     device = next(teacher.parameters()).device
-    part, rate = min(batch, count), RATES[source] if lr is None else lr
-    images = torch.empty(0)
+    rate = RATES[source] if lr is None else lr
+    made: Pixels | Generator
 
     def attempt(number: int) -> None:
-        nonlocal images
+        nonlocal made
         torch.manual_seed(stream_seed(seed, "synthesis", number))
-        made: Pixels | Generator
         if source == "pixels":
-            made = Pixels(preprocess, count, part, steps).to(device)
+            made = Pixels(preprocess, count, min(batch, count), steps).to(device)
             length = made.total_steps
         else:
             made, length = Generator(preprocess.size).to(device), steps
-        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, rate), told)
+        fit(made, teacher, wanted, teacher.classes, Schedule(length, batch, rate), told, hint)
         made.train(mode == "train")
-        with torch.no_grad():
-            images = made.all() if isinstance(made, Pixels) else _drawn(made, count, part)
 
     def counts() -> Tensor:
-        with torch.no_grad():
-            logits = torch.cat([teacher(part).logits for part in torch.split(images, part)])
-        return torch.bincount(logits[:, : teacher.classes].argmax(dim=1), minlength=teacher.classes)
+        return shown(made, teacher, teacher.classes, batch)
 
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         attempt(1)
-        if count > 1 and varied:
-            insist(counts, attempt, ATTEMPTS, say)
+        if varied and (source == "generator" or count >= FEWEST):
+            insist(counts, attempt, say, hint)
+        images = made.all() if isinstance(made, Pixels) else _drawn(made, count, batch)
     return to_pixels(images, preprocess).cpu()
 
 
+@torch.no_grad()
 def _drawn(generator: Generator, count: int, batch: int) -> Tensor:
-    starts = range(0, count, batch)
-    return torch.cat([generator.draw(min(batch, count - start)) for start in starts])
+    # Whole batches: in train mode an image depends on those beside it.
+    return torch.cat([generator.draw(batch) for _ in range(0, count, batch)])[:count]

@@ -48,6 +48,11 @@ class Inversion:
     entropy: Entropy = "nats"
     """``share``: 1 - H / log K, as the released code has it; the weight then is log K smaller."""
 
+    @property
+    def of_each(self) -> dict[str, float]:
+        """Weights of what is asked of an image by itself; the other losses compare images."""
+        return {"content": self.content, "statistics": self.statistics, "prior": self.prior}
+
     def losses(self, images: Tensor, seen: Seen, classes: int) -> Losses:
         """Return the losses of ``images`` ``(N, 3, S, S)`` that show the first ``classes`` units.
 

@@ -56,8 +56,18 @@ class Pixels(nn.Module):
 
     def draw(self, count: int, skip: int = 0) -> Tensor:
         """Return ``count`` of the images at random, mirrored or not; as a generator does."""
-        images = self.all()
-        which = torch.randint(len(images), (skip + count,))[skip:].to(images.device)
-        mirrored = torch.rand(skip + count)[skip:].to(images.device) < 0.5
-        chosen = images[which]
+        which = torch.randint(sum(map(len, self.parts)), (skip + count,))[skip:]
+        mirrored = torch.rand(skip + count)[skip:].to(self.low.device) < 0.5
+        chosen = self._inside(self._picked(which))
         return torch.where(mirrored.view(-1, 1, 1, 1), chosen.flip(3), chosen)
+
+    def _picked(self, rows: Tensor) -> Tensor:
+        """Return the images at ``rows``, counted over all parts, of which none is copied whole."""
+        first, start = self.parts[0], 0
+        picked: Tensor = first.detach().new_empty(len(rows), *first.shape[1:])
+        for part in self.parts:
+            here = ((rows >= start) & (rows < start + len(part))).nonzero()[:, 0]
+            chosen = (rows[here] - start).to(part.device)
+            picked[here.to(part.device)] = part.detach()[chosen]
+            start += len(part)
+        return picked

@@ -28,6 +28,11 @@ class Recording(Inversion):
     samples: float = 0.1
     activation: float = 0.0
 
+    @property
+    def of_each(self) -> dict[str, float]:
+        """Weights of what is asked of an image by itself; the other losses compare images."""
+        return {**super().of_each, "activation": self.activation}
+
     def losses(self, images: Tensor, seen: Seen, classes: int) -> Losses:
         """Return the losses of ``images`` ``(N, 3, S, S)`` that show the first ``classes`` units.
 

@@ -16,6 +16,8 @@ from edgecil.synthesis.statistics import Seen, look
 
 LOOKED_AT = 256
 """Images that are classified to see whether more than one class is shown."""
+ATTEMPTS = 3
+"""Seeds that are tried before a collapse is an error."""
 CHECKED_EVERY = 10
 """Steps between two checks for NaN: reading a value back waits for the device."""
 
@@ -86,10 +88,11 @@ def fit(
     classes: int,
     schedule: Schedule,
     told: Callable[[int, int], None] = lambda done, total: None,
+    hint: str | None = None,
 ) -> None:
     """Train ``source`` in place from the global random numbers.
 
-    ``told(done, total)`` hears of the steps from time to time.
+    ``told(done, total)`` hears of the steps from time to time; ``hint`` is the error's.
 
     Raises:
         TrainingError: a loss became NaN or infinite.
@@ -109,30 +112,32 @@ def fit(
                 if not math.isfinite(value):
                     raise TrainingError(
                         f"the loss {name!r} became {value} while images were synthesised",
-                        hint="a smaller synthesis learning rate usually helps",
+                        hint=hint,
                     )
     source.eval()
 
 
-def wants_another(found: Tensor, attempt: int, attempts: int, say: Callable[[str], None]) -> bool:
+def wants_another(
+    found: Tensor, attempt: int, say: Callable[[str], None], hint: str | None = None
+) -> bool:
     """Return whether attempt number ``attempt``, from 1, collapsed; another is announced then.
 
-    ``found`` are the images per class that :func:`shown` counted.
+    ``found`` are the images per class that :func:`shown` counted; ``hint`` is the error's.
 
     Raises:
-        TrainingError: it was the last of ``attempts``.
+        TrainingError: it was the last of ``ATTEMPTS``.
     """
     if not collapsed(found):
         return False
-    if attempt >= attempts:
+    if attempt >= ATTEMPTS:
         raise TrainingError(
-            f"synthesis collapsed in {attempts} of {attempts} attempts: all images are taken for "
+            f"synthesis collapsed in {ATTEMPTS} of {ATTEMPTS} attempts: all images are taken for "
             f"class {int(found.argmax())} of {len(found)}",
-            hint="more synthesis steps, or a larger weight of the diversity",
+            hint=hint,
         )
     say(
         f"all synthetic images are taken for class {int(found.argmax())}: once more with "
-        f"another seed (attempt {attempt + 1} of {attempts})"
+        f"another seed (attempt {attempt + 1} of {ATTEMPTS})"
     )
     return True
 
@@ -140,15 +145,15 @@ def wants_another(found: Tensor, attempt: int, attempts: int, say: Callable[[str
 def insist(
     counts: Callable[[], Tensor],
     again: Callable[[int], None],
-    attempts: int,
     say: Callable[[str], None],
+    hint: str | None = None,
 ) -> None:
     """Call ``again(attempt)``, from 2 on, until what ``counts`` says is not collapsed.
 
     Raises:
-        TrainingError: after ``attempts`` all images are still taken for one class.
+        TrainingError: after ``ATTEMPTS`` all images are still taken for one class.
     """
     attempt = 1
-    while wants_another(counts(), attempt, attempts, say):
+    while wants_another(counts(), attempt, say, hint):
         attempt += 1
         again(attempt)

@@ -19,11 +19,12 @@ from edgecil.data.images import ImageSet
 from edgecil.diagnosis import run as running
 from edgecil.diagnosis import synthetic as making
 from edgecil.diagnosis.distance import bandwidth, mean_image_distance, squared_mmd
-from edgecil.diagnosis.look import look, spread
+from edgecil.diagnosis.look import evenly, look
 from edgecil.diagnosis.run import diagnose
 from edgecil.engine.compute import Compute
-from edgecil.errors import DataError, DependencyMissing, WorkspaceError
+from edgecil.errors import DataError, DependencyMissing, TrainingError, WorkspaceError
 from edgecil.losses.attention import attention_distance, grad_attention
+from edgecil.memory.store import Store
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
 from edgecil.prepare import load_version
@@ -219,7 +220,7 @@ def test_the_command_in_its_three_modes(folders, known, tmp_path):
 
 
 def test_samples_that_are_spread_have_both_ends():
-    assert spread(3, 5) == [0, 1, 2] and spread(1, 4) == [0] and spread(101, 3) == [0, 50, 100]
+    assert evenly(3, 5) == [0, 1, 2] and evenly(1, 4) == [0] and evenly(101, 3) == [0, 50, 100]
 
 
 def test_a_streamed_set_is_looked_at_alike(known):
@@ -238,7 +239,8 @@ def test_after_a_rename_images_are_made_from_the_increment_before(folders, known
     for version, classes in ((3, 2), (2, 2), (1, 2)):
         manifest, model = load_version(place, version)
         case = running._Case(place, manifest, model, Compute("cpu", 1, "float32"), print)
-        assert running._before(case).net.classes == classes == case.old
+        before, source = running._before(case)
+        assert source.net.classes == len(before.classes) == classes == case.old
 
 
 @pytest.mark.usefixtures("small_generators")
@@ -251,7 +253,8 @@ def test_after_a_rename_images_are_made_from_the_increment_before(folders, known
          {"source": "pixels", "lr": 0.05, "batch": 8, "mode": "eval"}),
         ("icarl+mfgr", {"synthesis_steps": 3, "statistics": 7.0},
          {"source": "generator", "lr": 0.01, "batch": 8, "mode": "train"}),
-        ("lwm", {}, {"source": "pixels", "lr": None, "batch": 64, "mode": "eval"}),
+        ("abd", {"synthesis_steps": 3, "collapse": "accept"}, {"varied": False}),
+        ("lwm", {}, {"source": "pixels", "lr": None, "batch": 64, "mode": "eval", "varied": True}),
     ],
 )  # fmt: skip
 def test_images_are_made_as_the_versions_method_makes_them(
@@ -264,12 +267,14 @@ def test_images_are_made_as_the_versions_method_makes_them(
 
     def spy(net, preprocess, count, steps, seed, **settings):
         asked.append((steps, settings))
-        return real(net, preprocess, count, min(steps, 2), seed, varied=False, **settings)
+        settings = settings | {"varied": False}
+        return real(net, preprocess, count, min(steps, 2), seed, **settings)
 
     monkeypatch.setattr(making, "synthesise", spy)
     compute = Compute("cpu", 1, "float32")
     for steps in (None, 2):
-        made = making.dream(model, model, manifest, compute, 3, steps, 0, said.append)
+        version = manifest, model
+        made = making.make(version, version, compute, 3, steps, 0, said.append)
         assert made.pixels.shape == (3, 32, 32, 3)
     assert [steps for steps, _ in asked] == [options.get("synthesis_steps", 300), 2]
     settings = asked[0][1]
@@ -277,6 +282,65 @@ def test_images_are_made_as_the_versions_method_makes_them(
     assert settings["objective"].statistics == options.get("statistics", 50.0)
     assert isinstance(settings["objective"], Recording) == ("mfgr" in method)
     assert f"{asked[0][0]} steps of" in said[0] and method in said[0]
+
+
+@pytest.mark.parametrize("method", ["dgr", "ncm", "icarl"])
+def test_classes_of_synthetic_images_are_by_the_rule_of_the_version_before(
+    method, folders, tmp_path, monkeypatch
+):
+    """By class means here; images of logits that nobody uses are asked for statistics alone."""
+    small = {"vae_width": 2, "vae_latent": 8} if method == "dgr" else {}
+    for folder in folders[:2]:
+        small_runs.learn(folder, tmp_path / "w", method=method, options=small)
+    place, asked, said = Workspace(tmp_path / "w"), [], []
+    real = making.synthesise
+
+    def spy(*arguments, **settings):
+        asked.append(settings)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(making, "synthesise", spy)
+    before, version = load_version(place, 1), load_version(place, 2)
+    compute = Compute("cpu", 1, "float32")
+    made = making.make(before, version, compute, 20, 3, 0, said.append)
+    again = making.make(before, version, compute, 20, 3, 0, said.append)
+    assert np.array_equal(made.pixels, again.pixels) and made.pixels.shape == (20, 32, 32, 3)
+    seen = look(before[1], ImageSet(torch.from_numpy(made.pixels), torch.zeros(20).long()), CIFAR,
+                compute)  # fmt: skip
+    assert made.labels.tolist() == seen.scores.argmax(dim=1).tolist()
+    if method == "dgr":
+        assert not asked and "from what version 1 keeps" in said[0]
+        vae = before[1].kept.field("vae").shape.build(32, before[1].kept.read("vae"))
+        drawn = vae.draw(200).mean(dim=(0, 2, 3))
+        shown = torch.from_numpy(made.pixels).float().mean(dim=(0, 1, 2)) / 255
+        assert torch.allclose(drawn, shown, atol=0.05)
+        gone = forgotten(before)
+        making.make(gone, version, compute, 2, 1, 0, said.append)
+        assert asked and "not stored any more" in said[-1]
+        return
+    wanted = asked[0]["objective"]
+    assert "makes none of its own" in said[0] and wanted.statistics
+    assert (wanted.content, wanted.diversity, asked[0]["varied"]) == (
+        (0, 0, False) if method == "ncm" else (1, 1, True)
+    )
+
+
+def forgotten(version):
+    """Return a version whose kept memory is gone."""
+    manifest, model = version
+    return manifest, replace(model, kept=Store(()))
+
+
+def test_what_to_try_when_no_images_come_out_is_what_diagnose_has(known, folders, tmp_path):
+    manifest, model = load_version(Workspace(known), 1)
+    with torch.no_grad():
+        model.net.head.bias[1] += 1e6
+    version = manifest, model
+    with pytest.raises(TrainingError, match="collapsed") as caught:
+        making.make(version, version, Compute("cpu", 1, "float32"), 16, 1, 0, lambda text: None)
+    options = re.findall(r"--[a-z-]+", caught.value.hint)
+    _, text, _ = ask("diagnose", "--help")
+    assert options and all(option in text for option in options)
 
 
 def test_a_generator_learns_from_whole_batches_however_few_images_are_wanted(monkeypatch):

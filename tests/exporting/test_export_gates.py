@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from exporting.pictures_of_classes import LABELS, SMALL, pictures
 from onnx import ModelProto
 
@@ -34,7 +35,7 @@ from edgecil.exporting import versions as export_module
 from edgecil.exporting.calibrate import calibrate
 from edgecil.exporting.report import ExportReport
 from edgecil.exporting.sessions import open_session, scores
-from edgecil.exporting.synthetic import Synthetic
+from edgecil.exporting.synthetic import Synthetic, batch_for
 from edgecil.exporting.verify import check_accuracy, check_agreement, check_parity
 from edgecil.exporting.versions import export_version
 from edgecil.nets.net import Net
@@ -158,6 +159,19 @@ def test_synthetic_images_have_the_stored_size_and_fill_the_centre(net: Net) -> 
     assert made.shape == (12, SMALL.resize, SMALL.resize, 3) and made.dtype == np.uint8
     inner = synthesise(net, SMALL, 12, 30).numpy()
     assert np.array_equal(verify.centre(made, SMALL.size), inner)
+
+
+def test_large_images_are_made_a_few_at_a_time(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [batch_for(size) for size in (16, 32, 64, 128, 224, 512)] == [64, 64, 64, 16, 8, 8]
+    asked: list[Any] = []
+
+    def spy(*arguments: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        return torch.zeros(2, 128, 128, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr("edgecil.synthesis.dreams.synthesise", spy)
+    Synthetic(images=2).make(net, replace(SMALL, size=128, resize=128))
+    assert asked[0]["batch"] == 16 and "--calibrate DIR" in asked[0]["hint"]
 
 
 def test_wrong_number_of_labels(export: Any, tmp_path: Path) -> None:

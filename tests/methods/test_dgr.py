@@ -18,7 +18,7 @@ from edgecil.errors import BudgetError, TrainingError
 from edgecil.memory.budget import Budget
 from edgecil.memory.plan import plan
 from edgecil.method import Origin
-from edgecil.methods.dgr import REPLAY, VAE, Options, vae_optim
+from edgecil.methods.dgr import REPLAY, VAE, Options, kept_images, kept_vae, vae_optim
 from edgecil.nets.net import NetSpec
 from edgecil.planning import kept_plan
 from edgecil.settings import CIFAR, Optim, Preprocess, Schedule
@@ -159,6 +159,16 @@ def test_terms_equal_a_plain_reference(base):
     for name, (weight, value, groups) in wanted.items():
         assert terms[name].weight == weight and set(terms[name].to) == groups, name
         assert float(terms[name].value.detach()) == pytest.approx(float(value), rel=2e-4), name
+
+
+def test_images_are_drawn_from_what_is_kept_and_normalised(base):
+    torch.manual_seed(4)
+    wanted = kept_vae(base.kept, 32).draw(5)
+    torch.manual_seed(4)
+    drawn = registry.build("dgr").draws(base.kept, CIFAR, 5)
+    assert drawn.shape == (5, 3, 32, 32) and not drawn.requires_grad
+    assert torch.allclose(to_unit(drawn, CIFAR), wanted, atol=1e-6)
+    assert len(kept_images(base.kept, CIFAR, 70)) == 70
 
 
 def test_at_the_base_nothing_is_replayed_and_the_vae_is_trained():

@@ -147,6 +147,22 @@ class TestPixels:
         assert pixels.all().shape == (9, 3, 16, 16)
         assert pixels.draw(20).shape == (20, 3, 16, 16)
 
+    def test_those_that_are_drawn_are_taken_from_all_and_the_others_left_alone(self, monkeypatch):
+        pixels, seen = Pixels(SMALL, 13, 5, steps=1), []
+        everything, inside = pixels.all(), Pixels._inside
+        monkeypatch.setattr(
+            Pixels, "_inside", lambda self, x: seen.append(len(x)) or inside(self, x)
+        )
+        for count, skip in ((4, 0), (40, 3), (1, 7)):
+            torch.manual_seed(count)
+            drawn = pixels.draw(count, skip)
+            torch.manual_seed(count)
+            which, mirrored = torch.randint(13, (skip + count,)), torch.rand(skip + count) < 0.5
+            for image, row, flip in zip(drawn, which[skip:], mirrored[skip:], strict=True):
+                wanted = everything[row]
+                assert torch.equal(image, wanted.flip(2) if flip else wanted)
+        assert seen == [4, 40, 1]
+
     def test_only_the_part_of_a_step_gets_gradient(self):
         pixels = Pixels(SMALL, 8, 4, steps=5)
         pixels.propose(4, 7).sum().backward()
@@ -224,8 +240,9 @@ class TestTraining:
     def test_a_loss_that_is_not_a_number_is_an_error(self, net):
         generator = Generator(32, 16, (8, 8, 8))
         nn.init.constant_(generator.linear.bias, float("nan"))
-        with pytest.raises(TrainingError, match="became nan"):
-            fit(generator, net, Inversion(), 3, Schedule(2, 4, 1e-3))
+        with pytest.raises(TrainingError, match="became nan") as caught:
+            fit(generator, net, Inversion(), 3, Schedule(2, 4, 1e-3), hint="a smaller rate")
+        assert caught.value.hint == "a smaller rate"
 
     def test_what_counts_as_collapse(self):
         assert collapsed(torch.tensor([0, 7, 0]))
@@ -235,15 +252,15 @@ class TestTraining:
     def test_a_collapse_is_said_and_tried_again_until_it_is_over(self):
         counts = iter([[9, 0], [0, 9], [4, 5]])
         said, tried = [], []
-        insist(lambda: torch.tensor(next(counts)), tried.append, 3, said.append)
+        insist(lambda: torch.tensor(next(counts)), tried.append, said.append)
         assert tried == [2, 3]
         assert "class 0" in said[0] and "attempt 3 of 3" in said[1]
 
     def test_a_collapse_that_stays_is_a_clear_failure(self):
         tried = []
         with pytest.raises(TrainingError, match=r"collapsed in 3 of 3 attempts.*class 1 of 2") as e:
-            insist(lambda: torch.tensor([0, 9]), tried.append, 3, lambda text: None)
-        assert tried == [2, 3] and "diversity" in e.value.hint
+            insist(lambda: torch.tensor([0, 9]), tried.append, lambda text: None, "go on")
+        assert tried == [2, 3] and e.value.hint == "go on"
 
     def test_shown_counts_every_image(self, net):
         counts = shown(Generator(32, 16, (8, 8, 8)).eval(), net, 3, 50)
@@ -279,9 +296,29 @@ class TestSynthesise:
         stubborn = copy.deepcopy(net)
         stubborn.head.bias[1] += 1e6
         said = []
-        with pytest.raises(TrainingError, match="collapsed"):
-            synthesise(stubborn, CIFAR, 4, 1, batch=4, say=said.append)
-        assert len(said) == 2
+        with pytest.raises(TrainingError, match="collapsed") as caught:
+            synthesise(stubborn, CIFAR, 16, 1, batch=16, say=said.append, hint="other steps")
+        assert len(said) == 2 and caught.value.hint == "other steps"
+        # Of so few of them it is not said, and it may be what was wanted.
+        synthesise(stubborn, CIFAR, 15, 1, batch=15, say=pytest.fail)
+        synthesise(stubborn, CIFAR, 16, 1, batch=16, say=pytest.fail, varied=False)
+
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    def test_a_generator_is_judged_by_many_images_drawn_as_those_that_are_wanted(
+        self, net, monkeypatch, mode
+    ):
+        seen = []
+
+        def counting(source, teacher, classes, batch):
+            counts = shown(source, teacher, classes, batch)
+            seen.append((source.training, int(counts.sum()), batch))
+            return torch.tensor([100, 100, 56])
+
+        monkeypatch.setattr("edgecil.synthesis.dreams.shown", counting)
+        for count in (1, 2):
+            made = synthesise(net, CIFAR, count, 1, source="generator", batch=32, mode=mode)
+            assert len(made) == count
+        assert seen == [(mode == "train", 256, 32)] * 2
 
     def test_one_image_and_an_odd_rest_are_made(self, net):
         assert synthesise(net, CIFAR, 1, 1).shape == (1, 32, 32, 3)
