@@ -138,8 +138,12 @@ class Context:
     """How many views of an image the augmentation makes: 1, 2 (mirrored), or None for many."""
     step: int = 0
     """Number of the running step of the phase."""
+    total: int = 0
+    """Images of the running step's global batch: those of all ranks."""
     offset: int = 0
-    """Images of the running step's global batch that come before this rank's."""
+    """How many of them come before this rank's."""
+    agree: Callable[[Any], Any] = lambda value: value
+    """Returns the leading rank's value in every rank: for decisions that all must take alike."""
     view: ImageSet | None = None
     """Images of the running phase; the rows of ``Batch.index``."""
     by_view: dict[str, Tensor] = field(default_factory=dict)

@@ -23,9 +23,13 @@ from edgecil.errors import Interrupted
 from edgecil.losses.classification import cross_entropy
 from edgecil.method import Phase, Recipe, Term
 from edgecil.settings import Optim, Training
+from edgecil.synthesis import training as synthesis
+from edgecil.synthesis.generator import Generator
 
 RANK = int(os.environ.get("RANK", "0"))
 LEARN = {"device": "cpu", "epochs": 2, "batch_size": 5}  # 24 images: the last batch has 4
+DREAMING = ("abd", "mfgr")
+"""Methods that synthesise images; ``mfgr`` makes a batch's as one, and a slice's apart."""
 UNEVEN = (11, 3, 1)
 """Images of the runs with batches of 4: the last ones have 3, 3 and 1."""
 
@@ -53,6 +57,34 @@ def uneven(count: int, out: Path) -> None:
     outcome = increment.train(given, toys.sets_of(given, images), session)
     assert outcome.images == 2 * count
     write(out / f"uneven-{count}" / f"{RANK}.npz", outcome.model.net)
+
+
+def dreamed(method: str, out: Path) -> None:
+    """Learn two classes after three; the leader alone sees that the first images collapsed."""
+    folder = out / method
+    (base,) = toys.learn("finetune", (3,), folder / f"base-{RANK}")
+    training = Training(2, 5, Optim(0.05, 0.9, 1e-3))
+    options = {"collapse": "retry", "ratio": 1.0} if method == "mfgr" else {"collapse": "retry"}
+    given = toys.task(method, (3, 2), base.model, options=options, training=training)
+    recipe, found = given.recipe, []
+
+    def phases(setup):
+        return tuple(dataclasses.replace(p, mode="eval") for p in recipe.phases(setup))
+
+    def shown(*arguments):
+        found.append(torch.tensor([3, 3, 3] if found or RANK else [9, 0, 0]))
+        return found[-1]
+
+    real, synthesis.shown = synthesis.shown, shown
+    try:
+        given = dataclasses.replace(given, recipe=dataclasses.replace(recipe, phases=phases))
+        session = toys.session(world=join(torch.device("cpu")))
+        sets = toys.sets_of(given, toys.image_set(range(3, 5)))
+        outcome = increment.train(given, sets, session)
+    finally:
+        synthesis.shown = real
+    assert len(found) == 2, "the synthesis ran twice"
+    write(folder / f"{RANK}.npz", outcome.model.net)
 
 
 def learned(root: Path, folders, out: Path, stop_at: int | None = None, **settings) -> None:
@@ -85,9 +117,12 @@ def main() -> None:
     """Do everything, one after the other."""
     out = Path(sys.argv[1])
     loop.POLL_STEPS = 3
+    Generator.__init__.__defaults__ = (16, (8, 8, 8))  # a thousandth of what images need
     folders = [out / "images" / "1", out / "images" / "2"]
     for count in UNEVEN:
         uneven(count, out)
+    for method in DREAMING:
+        dreamed(method, out)
     learned(out / "whole" / ".edgecil", folders, out / "whole")
     # Images from disk: the same batches on every rank, stopped or not.
     learned(out / "stopped" / ".edgecil", folders, out / "stopped", stop_at=3, stream="yes")

@@ -109,6 +109,7 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         note=note,
         preprocess=session.preprocess,
         view_count=session.augment.view_count,
+        agree=session.world.share,
     )
     if task.recipe.selection is not None:
         ctx.shelf = Memory(ctx, task.recipe.selection, task.budget)

@@ -130,18 +130,17 @@ class PhaseRun:
         if self.loader is None:
             return None
         epoch, inside = divmod(step, self.per_epoch)
-        world = self.session.world
+        world, size = self.session.world, self.phase.training.batch_size
+        self.ctx.total = min(size, self.images - inside * size)
+        self.ctx.offset = rank_slice(0, self.ctx.total, world.rank, world.size).start
         return self.loader.batch(
             epoch, inside, streams(*self._key(), "epoch"), world.rank, world.size
         )
 
-    def _share(self, batch: Batch, step: int) -> float:
+    def _share(self, batch: Batch) -> float:
         """Return this rank's part of the global batch, and count the latter's images."""
-        size, world = self.phase.training.batch_size, self.session.world
-        total = min(size, self.images - step % self.per_epoch * size)
-        self.session.images += total
-        self.ctx.offset = rank_slice(0, total, world.rank, world.size).start
-        return len(batch.labels) / total
+        self.session.images += self.ctx.total
+        return len(batch.labels) / self.ctx.total
 
     def step(self, step: int) -> None:
         """Execute one step of the phase."""
@@ -149,7 +148,7 @@ class PhaseRun:
         self.ctx.step = step
         batch = self._batch(step)
         world = self.session.world
-        share = self._share(batch, step) if batch is not None else 1 / world.size
+        share = self._share(batch) if batch is not None else 1 / world.size
         self.optimisers.zero()
         if share:
             with self.session.compute.autocast():
@@ -212,7 +211,7 @@ class PhaseRun:
             count = self.phase.training.batch_size
             raise OutOfMemory(
                 f"the memory of {self.ctx.device} ran out in phase {self.phase.name!r} with "
-                f"{count} images per step; versions stay as they were",
+                f"a batch size of {count}; versions stay as they were",
                 smaller=self.phase.smaller.format(count // 2) if count > 1 else "--device cpu",
             ) from error
 

@@ -96,8 +96,9 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     real, old = len(batch.labels), ctx.classes.old
     images = with_drawn(ctx, batch.images)
     rows = held(options, real)
-    # Real images are shown to the teacher only where a loss wants to know.
-    taught = ctx.teach("previous", images[rows.start :]).logits[:, :old]
+    # The teacher is shown what a loss wants to know about: eq. (14) the synthetic images.
+    asked = images[rows.start : 2 * real if options.finetuning else rows.stop]
+    taught = ctx.teach("previous", asked).logits[:, :old] if len(asked) else torch.empty(0, old)
     with counted(ctx.net, options.bn_passes):
         outputs = ctx.net(images)
     span = ce_span(ctx, "new" if options.local_ce else "seen")

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from edgecil.context import Classes, Context, Setup, ce_span
 from edgecil.data.images import Batch
@@ -35,47 +34,12 @@ from edgecil.method import (
     previous_net,
 )
 from edgecil.options import option
-from edgecil.parts.dreaming import DreamOptions, dream_recipe, source_of
+from edgecil.parts.dreaming import dream_recipe
+from edgecil.parts.recorded import RecordingOptions, advised, generated
 from edgecil.settings import Optim, Training
-from edgecil.synthesis.dreams import Dreaming
-from edgecil.synthesis.recording import Recording
 
 Slot = Callable[[Context], None]
-MOST = 512
-"""Generated images of a step where none are asked for: the number in the released code."""
-
-
-@dataclass(frozen=True)
-class RecordingOptions(DreamOptions):
-    """How old classes are recorded (eq. (7)) and drawn from; defaults are the paper's weights."""
-
-    synthesis_lr: float = option(1e-2, "Adam's learning rate of the generator", low=0.0, high=10.0)
-    content: float = option(1.0, "weight of one-hot predictions, in eq. (4)", low=0.0)
-    diversity: float = option(5.0, "lambda_1, weight of even classes, in eq. (4)", low=0.0)
-    statistics: float = option(20.0, "lambda_2, weight of batch norms (eq. (5))", low=0.0)
-    samples: float = option(0.1, "lambda_3, weight of unlike images (eq. (6))", low=0.0)
-    activation: float = option(0.0, "weight of large features (released code: 0.1)", low=0.0)
-    prior: float = option(0.0, "weight of smooth images (ABD eq. (6))", low=0.0)
-    content_temperature: float = option(
-        1.0, "what logits are divided by in the one-hot loss", low=0.01, high=1e6
-    )
-    ratio: float = option(
-        1.0, "generated images per old class over real ones per new class; 512 a step at most",
-        low=0.0, high=100.0,
-    )  # fmt: skip
-    synthetic: int = option(0, "generated images per step, whatever the ratio; 0: by it", low=0)
-
-    @property
-    def manner(self) -> Dreaming:
-        """How images are made: drawn in train mode (see :func:`generated`)."""
-        return replace(super().manner, mode="train")
-
-    def objective(self) -> Recording:
-        """Return what is asked of the generator."""
-        return Recording(
-            self.content, self.diversity, self.statistics, self.prior, self.content_temperature,
-            self.entropy, self.samples, self.activation,
-        )  # fmt: skip
+Phases = Callable[[Setup], tuple[Phase, ...]]
 
 
 @dataclass(frozen=True)
@@ -100,37 +64,12 @@ class PlugOptions(RecordingOptions):
     weight: float = option(1.0, "weight of generated images beside the host's own", low=0.0)
 
 
-def count_of(options: RecordingOptions, classes: Classes, real: int) -> int:
-    """Return how many images to generate beside ``real`` new ones: at least 2.
-
-    Section 6.2: as many of each old class as of each new one, but no more than ``MOST``: beside
-    one new class after 99 they would be 12,672 for a batch of 128.
-    """
-    if options.synthetic:
-        return max(2, options.synthetic)
-    return max(2, min(MOST, round(options.ratio * real * classes.old / classes.new)))
-
-
 def old_share(options: Options, classes: Classes) -> float:
-    """Return lambda_4 of eq. (8), in [0, 1]."""
+    """Return lambda_4 of eq. (8), in [0, 1]. Its t counts increments that brought classes."""
     if options.balance == "classes":
         return classes.old / classes.seen
-    return (classes.increment - 1) / classes.increment
-
-
-def generated(options: RecordingOptions, ctx: Context, real: int) -> Tensor:
-    """Return images ``(N, 3, S, S)`` of old classes to learn beside ``real`` new ones."""
-    count = count_of(options, ctx.classes, real)
-    if count == MOST and not options.synthetic:
-        ctx.note(
-            f"old classes want as many generated images each as new ones have: {MOST} are made in "
-            "a step at most (--set synthetic=N for another number)"
-        )
-    # In train mode, as in the released code: a batch then has the moments of normalised images.
-    source = source_of(ctx).train()
-    with torch.no_grad():
-        images: Tensor = source.draw(count, skip=ctx.offset * count // real)
-    return images.float().contiguous(memory_format=torch.channels_last)
+    steps = sum(group > 0 for group in classes.groups)
+    return (steps - 1) / steps
 
 
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
@@ -168,14 +107,21 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
 
 
 def _of_generator(options: Options) -> list[str]:
-    """Return the options of the generator that are neither the default nor a preset's."""
-    given = {f.name: getattr(options, f.name) for f in fields(RecordingOptions)}
-    return [
-        name
-        for name, value in given.items()
-        if value != getattr(Options, name)
-        and all(value != preset.options.get(name) for preset in PRESETS.values())
+    """Return the options of the generator that somebody set: those of a whole preset may be."""
+    names = [f.name for f in fields(RecordingOptions)]
+    given = {(name, getattr(options, name)) for name in names}
+    given -= {(name, getattr(Options, name)) for name in names}
+    presets = [
+        {(name, value) for name, value in preset.options.items() if name in names}
+        for preset in PRESETS.values()
     ]
+    rest = min((given - own for own in (set(), *presets) if own <= given), key=len)
+    return [name for name in names if name in dict(rest)]
+
+
+def _phases(options: Options, dreaming: Phases, setup: Setup) -> tuple[Phase, ...]:
+    *recording, train = dreaming(setup)
+    return (*recording, advised(options, train, setup)) if recording else (train,)
 
 
 def recipe(options: Options) -> Recipe:
@@ -186,7 +132,8 @@ def recipe(options: Options) -> Recipe:
     """
     training = partial(step, options)
     if options.kd_synthetic:
-        return dream_recipe("mfgr", options, training)
+        recipe = dream_recipe("mfgr", options, training)
+        return replace(recipe, phases=partial(_phases, options, recipe.phases))
     if unused := _of_generator(options):
         raise UsageError(f"kd_synthetic=false has no generator, and no use for {', '.join(unused)}")
     return Recipe(
@@ -224,13 +171,16 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
     """Return ``host`` with a recorded generator whose images its old outputs are distilled on.
 
     Raises:
-        UsageError: the host's outputs or teachers are of another kind, or it has several stages.
+        UsageError: the host's outputs or teachers are of another kind, it has several stages, or
+            nothing is asked of generated images.
     """
     if not _fits(host):
         raise UsageError(
             f"mfgr cannot be laid over {host.name}",
             hint="hosts train once, taught by the last network alone: icarl, lwf, lwf-mc, lwm",
         )
+    if not options.weight:
+        raise UsageError("weight=0: nothing would be learned from generated images")
     donor = dream_recipe(host.name, options, _no_step)
 
     def phases(setup: Setup) -> tuple[Phase, ...]:
@@ -238,15 +188,14 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
             return host.phases(setup)
         (train,) = host.phases(setup)
         recording, _ = donor.phases(setup)
-        return recording, replace(
-            train, step=partial(plugged, options, host.temperature, train.step)
-        )  # fmt: skip
+        learning = partial(plugged, options, host.temperature, train.step)
+        return recording, advised(options, replace(train, step=learning), setup)
 
     return replace(
         host, phases=phases, fields=(*host.fields, *donor.fields),
         modules=donor.modules, dreams=donor.dreams, asks_lessons=False,
         begin=_both(host.begin, donor.begin), end=_both(host.end, donor.end),
-        forms={head: plug(form, options) for head, form in host.forms.items()},
+        if_diverging=donor.if_diverging,
     )  # fmt: skip
 
 
@@ -277,11 +226,12 @@ PAPER = (
 )
 _TRAINING = Training(150, 128, Optim(0.01, 0.9, 5e-4))
 PRESETS: Mapping[str, Preset] = {
-    # Section 6.2: 500 epochs of 120 steps for the generator, 150 epochs for the classifier. The
-    # printed sum over batch norms is a mean in the code, to which lambda_2 = 20 belongs.
+    # Section 6.2: 500 epochs of 120 steps for the generator, 150 epochs for the classifier, and
+    # as many images of an old class as of a new one, however many that makes. The printed sum
+    # over batch norms is a mean in the code, to which lambda_2 = 20 belongs.
     "mfgr": Preset(
         _TRAINING,
-        options={"synthesis_steps": 60_000, "synthesis_batch": 512},
+        options={"synthesis_steps": 60_000, "synthesis_batch": 512, "most": 0},
         arch="resnet34-3x3",
     ),
     # The released command: no diversity of images, entropy in decimal digits, DAFL's activation

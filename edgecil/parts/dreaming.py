@@ -42,13 +42,16 @@ from edgecil.synthesis.statistics import check_statistics
 SOURCE = "generator"
 """Name of the module, of the group that a phase trains, and of the field of a warm start."""
 PHASE = "synthesis"
-ATTEMPTS = 3
 POOL = 8
 """Batches of images that direct optimisation makes."""
 RELEASED: Mapping[str, Any] = {
     "synthesis_steps": 10_000, "entropy": "share", "warm_start": True,
 }  # fmt: skip
 """Options of the synthesis in ABD's released code, which its baselines share."""
+COLLAPSED = (
+    "--set synthesis_steps=N for more steps, --set diversity=N for a larger weight, or "
+    "--set collapse=accept"
+)
 FIELD = Field(SOURCE, generator_shapes, "generator of old images, trained on in the next increment")
 
 
@@ -96,8 +99,9 @@ class DreamOptions:
     def manner(self) -> Dreaming:
         """How images are made, in one value."""
         return Dreaming(
-            self.source, self.synthesis_steps, self.rate, self.synthesis_batch, self.objective()
-        )
+            self.source, self.synthesis_steps, self.rate, self.synthesis_batch, self.objective(),
+            varied=self.collapse == "retry",
+        )  # fmt: skip
 
     def objective(self) -> Inversion:
         """Return what is asked of the images."""
@@ -168,11 +172,13 @@ def once_more(options: DreamOptions, ctx: Context, attempt: int) -> bool:
         TrainingError: it was the last attempt.
     """
     source, teacher, old = source_of(ctx), ctx.teachers["previous"], ctx.classes.old
-    if options.collapse == "accept" or old == 1:
+    manner = options.manner
+    if not manner.varied or old == 1:
         return False
     torch.manual_seed(ctx.stream("variety").initial_seed())
-    found = synthesis.shown(source.eval(), teacher, old, batch_of(options, ctx.setup))
-    if not synthesis.wants_another(found, attempt, ATTEMPTS, ctx.note):
+    source.train(manner.mode == "train")
+    found = synthesis.shown(source, teacher, old, batch_of(options, ctx.setup))
+    if not synthesis.wants_another(ctx.agree(found), attempt, ctx.note, COLLAPSED):
         return False
     fresh = _new_source(options, ctx, f"{SOURCE}-{attempt + 1}")
     source.load_state_dict(fresh.state_dict())
@@ -221,16 +227,19 @@ def dream_recipe(
     Raises:
         UsageError: a warm start of what is no generator, or nothing that is asked of images.
     """
-    if not (options.content or options.statistics or options.prior):
+    objective = options.objective()
+    if not any(objective.of_each.values()):
+        *others, last = objective.of_each
         raise UsageError(
-            "content, statistics and prior are all 0: nothing is asked of synthetic images"
+            f"{', '.join(others)} and {last} are all 0: nothing is asked of a synthetic image "
+            "by itself"
         )
     if options.warm_start and options.source != "generator":
         raise UsageError("warm_start keeps a generator, and source=pixels has none")
     slots: dict[str, Any] = {"fields": (FIELD,), "end": _keep} if options.warm_start else {}
     return Recipe(
         name,
-        phases=partial(dream_phases, options, options.objective(), step),
+        phases=partial(dream_phases, options, objective, step),
         modules=(ModuleSpec(SOURCE, partial(build_source, options)),),
         teachers=previous_net,
         dreams=options.manner,

@@ -17,6 +17,8 @@ from edgecil.engine import increment
 from edgecil.engine.distributed import World
 from edgecil.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("small_generators")
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
@@ -41,7 +43,10 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.mark.parametrize("run", ["whole", "stopped", *(f"uneven-{n}" for n in rank_runs.UNEVEN)])
+RUNS = ["whole", "stopped", *rank_runs.DREAMING, *(f"uneven-{n}" for n in rank_runs.UNEVEN)]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_all_ranks_end_equal_to_the_bit(run, ran):
     first, second = (arrays(ran / run / f"{rank}.npz") for rank in range(2))
     assert first.keys() == second.keys()
@@ -64,6 +69,19 @@ def test_two_ranks_train_as_one_process_does_with_the_global_batch(count, ran, t
         apart = np.linalg.norm(alone[name] - together[name])
         assert moved > 0, name
         assert apart < 1e-3 * moved, name
+
+
+def test_two_ranks_learn_from_the_synthetic_images_of_one_process(ran, tmp_path):
+    """And synthesise them again where the leader says so."""
+    rank_runs.dreamed("abd", tmp_path)
+    alone, together = (arrays(folder / "abd" / "0.npz") for folder in (tmp_path, ran))
+    (base,) = toys.learn("finetune", (3,), tmp_path / "base")
+    apart, moved = 0.0, 0.0
+    for name, start in base.model.net.named_parameters():
+        kept = slice(0, len(start))  # the head has grown
+        moved += np.square(alone[name][kept] - start.detach().numpy()).sum()
+        apart += np.square(alone[name] - together[name]).sum()
+    assert apart < 1e-6 * moved
 
 
 def test_one_version_is_committed_per_increment_and_it_is_what_the_ranks_had(ran):

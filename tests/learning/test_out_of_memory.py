@@ -54,7 +54,7 @@ def test_the_phase_and_what_makes_it_smaller_are_named(phase, own, folders, monk
     for error in ERRORS:
         with monkeypatch.context() as patch:
             patch.setattr(where, failing(error))
-            with pytest.raises(OutOfMemory, match=f"phase '{phase}' with 16 images") as caught:
+            with pytest.raises(OutOfMemory, match=f"'{phase}' with a batch size of 16") as caught:
                 learn(folders[1], own, batch_size=16, discard=True)
         assert caught.value.__cause__ is not None
         assert caught.value.smaller == smaller and smaller in caught.value.hint

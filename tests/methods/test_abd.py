@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 import math
 from functools import partial
 
@@ -23,8 +24,9 @@ from edgecil.errors import AdoptError, Interrupted, TrainingError, UsageError
 from edgecil.losses.replay import output_distance, padded_distillation, weighted_cross_entropy
 from edgecil.memory.plan import plan
 from edgecil.nets.net import NetSpec
+from edgecil.options import make_options
 from edgecil.parts.dreaming import SOURCE, draw
-from edgecil.settings import CIFAR, Preprocess
+from edgecil.settings import CIFAR, Augment, Optim, Preprocess, Schedule, Training
 
 METHODS = ("abd", "deepinversion", "lwf-synthetic")
 
@@ -202,14 +204,19 @@ class TestAblations:
         assert mean == pytest.approx(self.terms(base)["distillation"].value.item(), rel=1e-4)
 
     def test_the_teacher_sees_no_image_that_no_loss_asks_about(self, base):
-        for options, images in (({}, 32), ({"kd_real": False}, 16), ({"mu": 0.0}, 16)):
+        none = {"finetuning": 0.0}
+        for options, images in (
+            ({}, [32]), ({"kd_real": False}, [16]), ({"mu": 0.0}, [16]), (none, [32]),
+            ({**none, "kd_synthetic": False}, [16]), ({**none, "kd_real": False}, [16]),
+            ({**none, "mu": 0.0}, []), ({**none, "kd_synthetic": False, "kd_real": False}, []),
+        ):  # fmt: skip
             ctx, phases, session = second("abd", options, base=base)
             run, seen = PhaseRun(ctx, phases[1], 1, session), []
             ctx.teachers["previous"].register_forward_pre_hook(
                 lambda module, args, seen=seen: seen.append(len(args[0]))
             )
             run.step(0)
-            assert seen == [images]
+            assert seen == images, options
 
     def test_the_released_form(self, base):
         full = self.terms(base)
@@ -225,6 +232,50 @@ class TestAblations:
             recipe = registry.build(method, preset.options)
             warm = bool(preset.options.get("warm_start"))
             assert bool(recipe.fields) == warm
+
+
+OWN = {"temperature": 2.0, "kd_weight": 1.0}
+PAPER = {
+    "source": "generator", "synthesis_steps": 5000, "synthesis_lr": 0.0, "synthesis_batch": 0,
+    "content": 1.0, "diversity": 1.0, "statistics": 50.0, "prior": 1e-3,
+    "content_temperature": 1000.0, "entropy": "nats", "warm_start": False, "collapse": "retry",
+}  # fmt: skip
+CODE = PAPER | {"synthesis_steps": 10_000, "entropy": "share", "warm_start": True}
+ABD = {
+    "balance": True, "local_ce": True, "kd_real": True, "kd_synthetic": True, "finetuning": 1.0,
+    "mu": 0.1, "kd_reduction": "mean", "units": "seen", "ce_share": False, "bn_passes": 1,
+}  # fmt: skip
+DGR = {
+    "mu": 1.0, "temperature": 2.0, "vae_width": 64, "vae_latent": 1024, "vae_optimiser": "sgd",
+    "vae_lr": 0.0,
+}  # fmt: skip
+PUBLISHED = {
+    ("abd", "abd"): PAPER | ABD,
+    ("abd", "abd-released"): CODE | ABD | {"units": "all", "ce_share": True, "bn_passes": 2},
+    ("deepinversion", "abd"): PAPER | OWN | {"real_units": "seen"},
+    ("deepinversion", "abd-released"): CODE | OWN | {"real_units": "old"},
+    ("lwf-synthetic", "abd"): PAPER | OWN | {"ce_scope": "seen"},
+    ("lwf-synthetic", "abd-released"): CODE | OWN | {"ce_scope": "seen", "kd_weight": 0.1},
+    ("dgr", "abd"): DGR,
+    ("dgr", "abd-released"): DGR,
+}
+
+
+@pytest.mark.parametrize(("method", "name"), PUBLISHED)
+def test_presets_are_of_the_paper_and_of_its_code(method, name):
+    preset = registry.presets(method)[name]
+    module = importlib.import_module(registry.methods()[method].module)
+    assert vars(make_options(module.Options, preset.options)) == PUBLISHED[method, name]
+    decay = 0.0 if method == "dgr" else 2e-4
+    schedule = Schedule("step", (0.4, 0.6, 0.8))
+    assert preset.training == Training(250, 128, Optim(0.1, 0.9, decay, schedule))
+    assert preset.arch == "resnet32"
+    wide = (method, name) == ("abd", "abd-released")
+    assert preset.head_width == (100 if wide else None)
+    released = name.endswith("released")
+    assert preset.augment == (
+        Augment("pad", brightness=63 / 255, contrast=0.8) if released else None
+    )
 
 
 @pytest.fixture
@@ -245,7 +296,7 @@ class TestCollapse:
         session = dataclasses.replace(toys.session(), listener=said.append)
         with pytest.raises(TrainingError, match="collapsed in 3 of 3 attempts") as error:
             increment.train(given, toys.sets_of(given, new), session)
-        assert "diversity" in error.value.hint
+        assert "--set diversity" in error.value.hint
         texts = [event.text for event in said if hasattr(event, "text")]
         assert sum("taken for class 1: once more" in text for text in texts) == 2
 
@@ -372,6 +423,43 @@ class TestTerms:
 
         options = {"real_units": units, "temperature": 3.0, "kd_weight": 0.7}
         self.compared("deepinversion", base, options, reference)
+
+    @pytest.mark.parametrize("units", ["seen", "all"])
+    def test_the_softmax_of_abd_over_seen_units_or_all_of_a_wide_head(self, units, tmp_path):
+        """Eq. (14) and the base increment; the released code has 100 units from the start."""
+        training = dataclasses.replace(toys.TRAINING, epochs=8)
+        (wide,) = toys.learn("finetune", (3,), tmp_path, width=10, training=training)
+        options, first = {"units": units}, toys.image_set(range(3))
+        given = toys.task("abd", (3,), options=options, width=10)
+        session = toys.session()
+        ctx, phases = begin(given, toys.sets_of(given, first), session)
+        batch = PhaseRun(ctx, phases[0], 0, session)._batch(0)
+        found = phases[0].step(ctx, batch)["classification"].value.item()
+        ctx.net.train()
+        logits = ctx.net(batch.images).logits
+        width = 10 if units == "all" else 3
+        assert found == pytest.approx(self.ce(logits[:, :width], batch.labels), rel=1e-5)
+
+        ctx, phases, session = second("abd", options, base=wide.model, width=10)
+        run, seen, taught = PhaseRun(ctx, phases[1], 1, session), [], []
+        with torch.no_grad():  # units that no class has yet must count
+            ctx.net.head.bias[5:] += 1.0
+        batch, n = run._batch(0), 16
+        ctx.net.register_forward_hook(lambda m, a, outputs: seen.append(outputs.logits))
+        ctx.teachers["previous"].register_forward_hook(
+            lambda m, a, outputs: taught.append(outputs.logits)
+        )
+        terms = phases[1].step(ctx, batch)
+        labels = [*batch.labels.tolist(), *taught[0][n:, :3].argmax(dim=1).tolist()]
+        width = 10 if units == "all" else 5
+        losses = [
+            -log_softmax(row[:width])[y] * (3 / 5 if y < 3 else 2 / 5)
+            for row, y in zip(rows(seen[0]), labels, strict=True)
+        ]
+        assert len(losses) == 32
+        assert terms["fine-tuning"].value.item() == pytest.approx(sum(losses) / 32, rel=1e-5)
+        local = self.ce(seen[0][:n, 3:5], batch.labels - 3)
+        assert terms["classification"].value.item() == pytest.approx(local, rel=1e-5)
 
     @pytest.mark.parametrize("scope", ["new", "seen"])
     def test_lwf_synthetic(self, base, scope):

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
@@ -10,17 +12,21 @@ from torch import nn
 
 from edgecil import registry
 from edgecil.context import Classes
+from edgecil.data.loader import rank_slice
 from edgecil.engine import increment
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.errors import AdoptError, UsageError
 from edgecil.losses.recording import sample_diversity
 from edgecil.losses.synthesis import content, negative_entropy, statistics_distance
-from edgecil.methods.mfgr import Options, count_of, old_share
+from edgecil.methods.mfgr import Options, old_share
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
 from edgecil.nets.taps import freeze
+from edgecil.options import make_options
 from edgecil.parts.dreaming import SOURCE
+from edgecil.parts.recorded import count_of, generated
+from edgecil.settings import Optim
 from edgecil.synthesis.recording import Recording
 from edgecil.synthesis.statistics import look
 
@@ -111,6 +117,7 @@ def test_terms_equal_a_plain_reference_and_no_pass_is_wasted(base, options, stud
 def test_lambda_4_grows_with_the_increments_or_follows_the_classes():
     assert [old_share(Options(), Classes((5,) * t)) for t in (2, 3, 5)] == [1 / 2, 2 / 3, 4 / 5]
     assert old_share(Options(balance="classes"), Classes((50, 10))) == 50 / 60
+    assert old_share(Options(), Classes((10, 0, 5))) == 1 / 2, "the second one brought no classes"
 
 
 @pytest.mark.parametrize(
@@ -119,20 +126,78 @@ def test_lambda_4_grows_with_the_increments_or_follows_the_classes():
      ((80, 20), 128, {"ratio": 0.5}, 256), ((80, 20), 128, {"synthetic": 512}, 512),
      ((20, 20), 5, {"synthetic": 512}, 512), ((1, 50), 16, {}, 2), ((1, 1), 1, {}, 2),
      ((98, 2), 128, {}, 512), ((99, 1), 128, {"ratio": 0.01}, 127),
-     ((99, 1), 128, {"synthetic": 6272}, 6272)],
+     ((99, 1), 128, {"most": 0}, 12_672), ((98, 2), 128, {"most": 100}, 100),
+     ((99, 1), 128, {"synthetic": 6272, "most": 100}, 6272)],
 )  # fmt: skip
 def test_batches_are_balanced_by_class_whatever_their_size(groups, real, options, count):
     assert count_of(Options(**options), Classes(groups), real) == count
 
 
-def test_a_number_of_generated_images_that_is_cut_is_said(base, monkeypatch):
-    monkeypatch.setattr("edgecil.methods.mfgr.MOST", 8)
-    for options, notes in (({"ratio": 1.0}, 1), ({"ratio": 0.25}, 0), ({"synthetic": 8}, 0)):
-        ctx, phases, batch = started(base, **options)
-        said = []
-        ctx.note = said.append
-        assert phases[1].step(ctx, batch)["generated distillation"].value.isfinite()
-        assert len(said) == notes and all("8 are made" in text for text in said)
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [({"most": 23}, 1), ({"most": 24}, 0), ({"most": 0}, 0), ({"most": 8, "synthetic": 9}, 0)],
+)
+def test_a_number_of_generated_images_that_is_cut_is_said(base, options, notes):
+    ctx, phases, batch = started(base, **options)  # 24 beside 16 of two new classes
+    said = []
+    ctx.note = said.append
+    assert phases[1].step(ctx, batch)["generated distillation"].value.isfinite()
+    assert len(said) == notes and all("23 are made" in text for text in said)
+
+
+@pytest.mark.parametrize(("options", "count"), [({}, 15), ({"synthetic": 7}, 7), ({"most": 4}, 4)])
+def test_ranks_make_parts_of_the_images_of_the_global_batch(base, options, count):
+    ctx, _, _ = started(base, **options)
+    asked, source = [], ctx.modules[SOURCE]
+    real = source.draw
+    source.draw = lambda number, skip: asked.append((skip, number)) or real(number, skip)
+    parts = [rank_slice(0, 10, rank, 3) for rank in range(3)]  # two new classes after three
+    for part in parts:
+        ctx.total, ctx.offset = 10, part.start
+        generated(Options(**options), ctx, part.stop - part.start)
+    assert asked[0][0] == 0 and sum(number for _, number in asked) == count
+    assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(asked))
+    ctx.total, ctx.offset = 10, 0
+    assert len(generated(Options(synthetic=2), ctx, 1)) == 1, "a rank is never left without one"
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "smaller"),
+    [
+        ((20, 20), {}, "--batch-size {}"), ((20, 20), {"synthetic": 512}, "--set synthetic=256"),
+        ((80, 20), {}, "--set synthetic=256"), ((80, 20), {"most": 0}, "--set synthetic=256"),
+        ((40, 20), {}, "--set synthetic=128"), ((80, 20), {"ratio": 0.1}, "--batch-size {}"),
+    ],
+)  # fmt: skip
+def test_where_most_images_are_generated_fewer_of_them_need_less_memory(groups, options, smaller):
+    training = dataclasses.replace(toys.TRAINING, batch_size=128)
+    for method in ("mfgr", "icarl+mfgr"):
+        recipe = registry.build(method, options)
+        setup = increment.Setup(Classes(groups), training, {"new": 100, "kept": 0})
+        assert recipe.phases(setup)[-1].smaller == smaller
+        first = increment.Setup(Classes(groups[:1]), training, {"new": 100, "kept": 0})
+        assert [phase.smaller for phase in recipe.phases(first)] == ["--batch-size {}"]
+
+
+@pytest.mark.parametrize("method", ["mfgr", "icarl+mfgr", "abd"])
+def test_whether_images_collapsed_is_seen_on_images_drawn_as_in_training(
+    method, tmp_path, monkeypatch
+):
+    host = {"icarl+mfgr": "icarl"}.get(method, "finetune")
+    previous = toys.learn(host, (3,), tmp_path)[0].model
+    ctx, phases, batch = started(previous, method, collapse="retry")
+    modes = []
+
+    def looking(source, *others):
+        modes.append(source.training)
+        return torch.tensor([1, 1, 1])
+
+    monkeypatch.setattr("edgecil.synthesis.training.shown", looking)
+    for before in (True, False):
+        ctx.modules[SOURCE].train(before)
+        assert not phases[0].again(ctx, 1)
+    phases[1].step(ctx, batch)
+    assert modes == [ctx.modules[SOURCE].training] * 2 == ["mfgr" in method] * 2
 
 
 def test_recording_asks_for_what_eq_7_says(base):
@@ -290,14 +355,33 @@ def test_options_as_a_plug_in_are_those_that_act():
     with pytest.raises(UsageError, match="no option 'kd_real'"):
         registry.build("icarl+mfgr", {"kd_real": False})
     assert registry.build("icarl+mfgr", {"weight": 2.0}).name == "icarl+mfgr"
+    with pytest.raises(UsageError, match="weight=0"):
+        registry.build("icarl+mfgr", {"weight": 0.0})
+
+
+def test_over_a_host_a_loss_that_diverges_may_be_that_of_the_synthesis():
+    assert "synthesis_lr" in registry.build("icarl+mfgr").if_diverging
+
+
+def test_something_must_be_asked_of_every_generated_image():
+    nothing = {"content": 0.0, "statistics": 0.0}
+    for method in ("mfgr", "icarl+mfgr"):
+        with pytest.raises(UsageError, match="content, statistics, prior and activation are all 0"):
+            registry.build(method, nothing)
+        registry.build(method, {**nothing, "activation": 0.1})
 
 
 def test_options_of_a_generator_that_there_is_none_of_are_refused():
     for name, value in (("synthesis_steps", 100), ("ratio", 2.0), ("collapse", "accept")):
         with pytest.raises(UsageError, match=f"kd_synthetic=false .* no use for {name}"):
             registry.build("mfgr", {"kd_synthetic": False, name: value})
+    for value in ({"samples": 0.0}, {"activation": 0.1}, {"synthetic": 512}, {"most": 0}):
+        with pytest.raises(UsageError, match=rf"no use for {next(iter(value))}$"):
+            registry.build("mfgr", {"kd_synthetic": False, **value})  # a preset's, by itself
     for preset in ({}, *(preset.options for preset in registry.presets("mfgr").values())):
         assert not registry.build("mfgr", {**preset, "kd_synthetic": False}).modules
+        with pytest.raises(UsageError, match=r"no use for prior$"):
+            registry.build("mfgr", {**preset, "kd_synthetic": False, "prior": 1.0})
 
 
 @pytest.mark.parametrize("weight", ["ce_weight", "kd_weight"])
@@ -307,9 +391,30 @@ def test_weights_beside_those_of_the_balance_are_refused(weight):
     assert registry.build("lwf", {"balance": True, weight: 1.0}).name == "lwf"
 
 
-@pytest.mark.parametrize("name", ["mfgr", "mfgr-released"])
+COMMON = {
+    "synthesis_steps": 60_000, "synthesis_batch": 512, "synthesis_lr": 0.01, "content": 1.0,
+    "statistics": 20.0, "prior": 0.0, "content_temperature": 1.0, "entropy": "nats",
+    "warm_start": False, "kd_real": True, "kd_synthetic": True, "temperature": 2.0, "ratio": 1.0,
+    "balance": "steps",
+}  # fmt: skip
+PUBLISHED = {
+    "mfgr": (0.01, {
+        "diversity": 5.0, "samples": 0.1, "activation": 0.0, "synthetic": 0, "most": 0,
+        "mixed": True,
+    }),
+    "mfgr-released": (0.1, {
+        "diversity": 5 / math.log(10), "samples": 0.0, "activation": 0.1, "synthetic": 512,
+        "most": 512, "mixed": False,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_build_and_are_of_the_paper(name):
-    preset = registry.presets("mfgr")[name]
+    preset, (lr, options) = registry.presets("mfgr")[name], PUBLISHED[name]
+    found = vars(make_options(Options, preset.options))
+    assert {key: found[key] for key in (COMMON | options)} == COMMON | options
+    assert preset.training.optim == Optim(lr, 0.9, 5e-4) and preset.arch == "resnet34-3x3"
     recipe = registry.build("mfgr", preset.options)
     setup = increment.Setup(Classes((20, 20)), preset.training, {"new": 10_000, "kept": 0})
     recording, training = recipe.phases(setup)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("small_generators")
 SIZES = (2, 2, 3)  # two teachers in the end, of which one may be skipped
 ELSEWHERE = {
     "repeats": "where herding comes back to an image: tests/memory/test_exemplars.py",
+    "most": "where more images are wanted than toys make: tests/methods/test_mfgr.py",
     "collapse": "when all synthetic images show one class: tests/methods/test_abd.py",
 }
 """Options that act where toys do not come to, and have tests of their own."""
