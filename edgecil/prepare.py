@@ -99,13 +99,18 @@ def load_version(workspace: Workspace, version: int | None = None) -> tuple[Vers
     return manifest, load(workspace, manifest, fields_of(manifest))
 
 
+def recipe_of_version(manifest: VersionManifest) -> Recipe | None:
+    """Return the recipe that a version was made with; None of a model trained elsewhere."""
+    if manifest.method == FOREIGN:
+        return None
+    kept = manifest.kept
+    return recipe_of(manifest.method, manifest.options, kept["codec"], kept.get("exemplar_size"))
+
+
 def fields_of(manifest: VersionManifest) -> tuple[Field, ...]:
     """Return the declaration of what a version keeps."""
-    if manifest.method == FOREIGN:
-        return ()
-    kept = manifest.kept
-    recipe = recipe_of(manifest.method, manifest.options, kept["codec"], kept.get("exemplar_size"))
-    return recipe.fields
+    recipe = recipe_of_version(manifest)
+    return () if recipe is None else recipe.fields
 
 
 def _refusal(
