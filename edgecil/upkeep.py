@@ -173,8 +173,8 @@ def forget(workspace: Workspace, what: str, *, trial: bool = False) -> dict[int,
                 changes[manifest.version] = _without(manifest, kept, gone, subject)
         if unknown:
             raise DataError(
-                f"kept images were trained in version {', '.join(map(str, unknown))}: by its file "
-                "none can be told",
+                f"pixels of the images in version {', '.join(map(str, unknown))} were trained: "
+                "they are not known by their files",
                 hint=f"to remove all of a class: {workspace.command('edgecil forget CLASS')}",
             )
         if not changes:
