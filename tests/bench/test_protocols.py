@@ -102,6 +102,9 @@ class TestOrdersAndSubsets:
         """Of a hundred classes of ImageNet ``abd-imagenet50`` would take fifty others."""
         made = KNOWN[name]
         assert made.known
+        # It decides no result: those that were made without it stay good.
+        plain = replace(made, known=None)
+        assert Run(plain, Variant("lwf"), 0).digest == Run(made, Variant("lwf"), 0).digest
         with pytest.raises(DataError, match="is about a data set of"):
             made.class_names([f"{n:04d}" for n in range(made.known - 1)], 0)
 
