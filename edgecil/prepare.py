@@ -28,7 +28,6 @@ from edgecil.nets.net import Net, NetSpec
 from edgecil.request import DEFAULT_PER_CLASS, LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
 from edgecil.sources import fingerprints, load_sources, scan_sources
-from edgecil.spelling import nearest
 from edgecil.workspace import FOREIGN, MEMORY, VersionManifest, Workspace
 
 ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"
@@ -100,22 +99,18 @@ def load_version(workspace: Workspace, version: int | None = None) -> tuple[Vers
     return manifest, load(workspace, manifest, fields_of(manifest))
 
 
+def recipe_of_version(manifest: VersionManifest) -> Recipe | None:
+    """Return the recipe that a version was made with; None of a model trained elsewhere."""
+    if manifest.method == FOREIGN:
+        return None
+    kept = manifest.kept
+    return recipe_of(manifest.method, manifest.options, kept["codec"], kept.get("exemplar_size"))
+
+
 def fields_of(manifest: VersionManifest) -> tuple[Field, ...]:
     """Return the declaration of what a version keeps."""
-    if manifest.method == FOREIGN:
-        return ()
-    kept = manifest.kept
-    recipe = recipe_of(manifest.method, manifest.options, kept["codec"], kept.get("exemplar_size"))
-    return recipe.fields
-
-
-def _preset(method: str, name: str | None) -> Preset | None:
-    if name is None:
-        return None
-    known = registry.presets(method)
-    if name not in known:
-        raise UsageError(f"{method} has no preset {name!r}", hint=nearest(name, list(known)))
-    return known[name]
+    recipe = recipe_of_version(manifest)
+    return () if recipe is None else recipe.fields
 
 
 def _refusal(
@@ -250,7 +245,7 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     assert request.method is not None and request.codec is not None
     if item_codec(request.codec).name == "reference":
         raise UsageError("codec 'reference' keeps no images: it is that of the method joint")
-    preset = _preset(request.method, request.preset)
+    preset = registry.preset_of(request.method, request.preset)
     options = registry.with_preset(preset, request.options)
     recipe = recipe_of(
         request.method, options, request.codec, request.exemplar_size,

@@ -109,6 +109,20 @@ def presets(method: str) -> Mapping[str, Preset]:
     return found
 
 
+def preset_of(method: str, name: str | None) -> Preset | None:
+    """Return the preset ``name`` of ``host+plug-in``; None where none is named.
+
+    Raises:
+        UsageError: there is none of that name; the nearest are offered.
+    """
+    if name is None:
+        return None
+    known = presets(method)
+    if name not in known:
+        raise UsageError(f"{method} has no preset {name!r}", hint=nearest(name, list(known)))
+    return known[name]
+
+
 def with_preset(preset: Preset | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a preset, where there is one, and ``options`` in place of its own."""
     return {**(preset.options if preset else {}), **options}

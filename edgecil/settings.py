@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from edgecil.errors import UsageError
 
@@ -54,6 +54,23 @@ IMAGENET = Preprocess(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PRESETS: Mapping[str, Preprocess] = {"cifar": CIFAR, "imagenet": IMAGENET}
 
 
+Crop = Literal["pad", "resized", "centre"]
+Decay = Literal["step", "cosine", "constant"]
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UsageError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def _check_least(values: Any, least: float, *names: str) -> None:
+    """Refuse a field below ``least``, or NaN; None is left open."""
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not value >= least:
+            raise UsageError(f"{name} must be at least {least:g}, got {value}")
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random changes of a training image, drawn anew in every epoch.
@@ -64,12 +81,19 @@ class Augment:
     widths of the random factors around 1 (0 is off).
     """
 
-    crop: Literal["pad", "resized", "centre"] = "pad"
+    crop: Crop = "pad"
     pad: int = 4
     area: tuple[float, float] = (0.25, 1.0)
     flip: bool = True
     brightness: float = 0.0
     contrast: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("crop", self.crop, Crop)
+        _check_least(self, 0, "pad", "brightness", "contrast")
+        low, high = self.area
+        if not 0 < low <= high:
+            raise UsageError(f"area {self.area} must be two positive numbers, ascending")
 
     @property
     def view_count(self) -> int | None:
@@ -98,10 +122,20 @@ class Schedule:
     rises linearly from 0.
     """
 
-    kind: Literal["step", "cosine", "constant"] = "cosine"
+    kind: Decay = "cosine"
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("schedule", self.kind, Decay)
+        if self.milestones and self.kind != "step":
+            raise UsageError(f"the schedule {self.kind!r} takes no milestones")
+        if not all(0 <= m <= 1 for m in self.milestones):
+            raise UsageError(f"milestones {self.milestones} must be fractions in [0, 1]")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup must be a fraction in [0, 1), got {self.warmup}")
+        _check_least(self, 0, "factor")
 
 
 @dataclass(frozen=True)
@@ -113,6 +147,9 @@ class Optim:
     weight_decay: float = 2e-4
     schedule: Schedule = Schedule()
     kind: Literal["sgd", "adam"] = "sgd"
+
+    def __post_init__(self) -> None:
+        _check_least(self, 0, "lr", "momentum", "weight_decay")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -137,6 +174,9 @@ class Training:
     batch_size: int = 128
     optim: Optim = Optim(schedule=WARM)
     min_steps: int = 400
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "epochs", "batch_size", "min_steps")
 
     def epochs_for(self, images: int, part: float = 1.0) -> int:
         """Return the number of epochs for a view of ``images`` images: ``part`` of all, at least 1.

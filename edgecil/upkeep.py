@@ -27,6 +27,7 @@ from edgecil.spelling import nearest
 from edgecil.workspace import MEMORY, REQUEST, WEIGHTS, VersionManifest, Workspace
 
 DIGEST_BYTES = 32
+Pixels = NDArray[np.uint8]
 Rows = NDArray[np.bool_]
 """One truth value per kept image: it is to be forgotten."""
 
@@ -134,12 +135,13 @@ def forget(workspace: Workspace, what: str, *, trial: bool = False) -> dict[int,
     A ``trial`` removes nothing.
 
     ``what`` is the name of a class, or else an image file: the kept images that it gives are
-    removed from every version. The class stays in the classifier, with what was computed of its
-    images: weights and class means. Every changed version records what was removed.
+    removed from every version, or from none. The class stays in the classifier, with what was
+    computed of its images: weights and class means. Every changed version records what was removed.
 
     Raises:
         UsageError: ``what`` is neither a class nor a file.
-        DataError: no version keeps such an image.
+        DataError: no version keeps such an image, or one cannot be searched for it, as pixels
+            were trained.
         WorkspaceError: an interrupted run waits, or a version is damaged.
     """
     workspace.current()
@@ -155,7 +157,7 @@ def forget(workspace: Workspace, what: str, *, trial: bool = False) -> dict[int,
             subject = f"class {what}"
         else:
             subject = f"image with SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        changes, counts = {}, {}
+        changes, counts, unknown = {}, {}, list[int]()
         for manifest in manifests:
             kept = _kept(workspace, manifest)
             if kept is None:
@@ -163,10 +165,18 @@ def forget(workspace: Workspace, what: str, *, trial: bool = False) -> dict[int,
             if rows:
                 gone = _of_class(kept, rows.get(manifest.version))
             else:
-                gone = _like(kept, path, manifest.input.resize)
+                gone, certain = _like(workspace, manifest.version, kept, path)
+                if not certain and not gone.any():
+                    unknown.append(manifest.version)
             if gone.any():
                 counts[manifest.version] = int(gone.sum())
                 changes[manifest.version] = _without(manifest, kept, gone, subject)
+        if unknown:
+            raise DataError(
+                f"pixels of the images in version {', '.join(map(str, unknown))} were trained: "
+                "they are not known by their files",
+                hint=f"to remove all of a class: {workspace.command('edgecil forget CLASS')}",
+            )
         if not changes:
             raise DataError(f"no version keeps an image of {what}")
         if not trial:
@@ -207,20 +217,54 @@ def _of_class(kept: Store, row: int | None) -> Rows:
     return owner
 
 
-def _like(kept: Store, path: Path, resize: int) -> Rows:
-    """Return which kept images are the one in a file, decoded to ``resize`` and stored."""
+def _like(workspace: Workspace, version: int, kept: Store, path: Path) -> tuple[Rows, bool]:
+    """Return which kept images of a version are the one in a file, and whether that is certain."""
+    if item_codec(kept.field(IMAGES).codec).name == "reference":
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        return np.array([item[:DIGEST_BYTES] == digest for item in kept.items(IMAGES)], bool), True
+    images = kept.read(IMAGES)
+    same: Rows = np.zeros(len(images), bool)
+    copies, certain = _copies(workspace, version, path)
+    for copy in copies:
+        same |= (images == copy).all(axis=(1, 2, 3))
+    return same, certain
+
+
+def _copies(workspace: Workspace, version: int, path: Path) -> tuple[list[Pixels], bool]:
+    """Return what the image in a file can have become in the kept memory of a version.
+
+    It came with the version or with one before, and was encoded again wherever codec or size
+    changed. False beside it: it can be otherwise, as pixels of kept images were trained.
+    """
+    from edgecil.engine.selection import stored_side
+    from edgecil.prepare import recipe_of_version
     from edgecil_runtime.images import fit_square, read_image
 
-    codec = item_codec(kept.field(IMAGES).codec)
-    if codec.name == "reference":
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        return np.array([item[:DIGEST_BYTES] == digest for item in kept.items(IMAGES)], bool)
-    size = kept.item_size(IMAGES)
-    decoded = fit_square(read_image(path), resize)
-    item = codec.encode_item(fit_square(decoded, size[0]))
-    image = codec.decode(codec.join([item], size))[0]
-    same: Rows = (kept.read(IMAGES) == image).all(axis=(1, 2, 3))
-    return same
+    decoded = fit_square(read_image(path), workspace.manifest(version).input.resize)
+    copies: list[Pixels] = []
+    certain, form = True, None
+    for number in reversed(workspace.lineage(version)):
+        manifest = workspace.manifest(number)
+        recipe = recipe_of_version(manifest)
+        if recipe is None or recipe.selection is None:
+            copies, certain, form = [], True, None  # what it does not keep, nobody after it has
+            continue
+        (field,) = (f for f in recipe.fields if f.name == IMAGES)
+        before, form = form, (field.codec, stored_side(field, manifest.input.resize))
+        if form != before:
+            copies = [_stored(fit_square(copy, form[1]), form[0]) for copy in (*copies, decoded)]
+        certain = certain and recipe.selection.candidates is None
+    return copies, certain
+
+
+def _stored(image: Pixels, codec: str) -> Pixels:
+    """Return an image as it decodes from storage; a reference is the image itself."""
+    if codec == "reference":
+        return image
+    known = item_codec(codec)
+    size = (image.shape[0], image.shape[1])
+    decoded: Pixels = known.decode(known.join([known.encode_item(image)], size))[0]
+    return decoded
 
 
 def _without(

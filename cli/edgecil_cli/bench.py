@@ -37,7 +37,7 @@ Examples:
 
 def complete_protocol(incomplete: str) -> list[tuple[str, str]]:
     """Return the protocols whose names begin so, with what is learned."""
-    from edgecil.bench.protocol import protocols
+    from edgecil.bench.protocol_files import protocols
 
     return [(n, p.summary) for n, p in protocols().items() if n.startswith(incomplete)]
 
@@ -116,7 +116,7 @@ def bench(
         "batch_size": batch_size, "lr": lr,
     }  # fmt: skip
     from edgecil.bench import paired, pool, report
-    from edgecil.bench.protocol import protocol as find
+    from edgecil.bench.protocol_files import protocol as find
     from edgecil.bench.runner import Run, Variant
 
     chosen = find(protocol)
@@ -181,7 +181,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _list(output: Output) -> None:
-    from edgecil.bench.protocol import protocols
+    from edgecil.bench.protocol_files import protocols
 
     known = protocols()
     rows = {name: {"summary": p.summary, "source": p.source} for name, p in known.items()}

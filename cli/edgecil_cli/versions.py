@@ -136,6 +136,9 @@ def history(
     answer = [
         {
             **_summary(m),
+            "options": m.options,
+            "training": m.training,
+            "edgecil_version": m.edgecil_version,
             "current": m.version == current,
             "complete": complete[m.version],
             "memory_gone": lost[m.version],

@@ -24,6 +24,9 @@ _NAMES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
     "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
 }  # fmt: skip
+# numpy has no bfloat16: such arrays of others are read as float32, and never written.
+_BFLOAT16 = "BF16"
+_STORED = {**_NAMES, _BFLOAT16: "<u2"}
 _CODES = {np.dtype(numpy_name): name for name, numpy_name in _NAMES.items()}
 
 Spec = Tuple[str, Tuple[int, ...]]
@@ -58,7 +61,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def _spec_bytes(spec: Spec) -> int:
-    return math.prod(spec[1]) * np.dtype(_NAMES[spec[0]]).itemsize
+    return math.prod(spec[1]) * np.dtype(_STORED[spec[0]]).itemsize
 
 
 def _ordered(specs: Mapping[str, Spec]) -> List[str]:
@@ -149,7 +152,7 @@ def _entry(name: str, value: Any, data_bytes: int) -> Tuple[Spec, int, int]:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ContainerError(f"array {name!r}: the entry must have dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _NAMES:
+    if not isinstance(dtype, str) or dtype not in _STORED:
         raise ContainerError(f"array {name!r}: unknown dtype {dtype!r}")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
@@ -189,13 +192,17 @@ def _parse(buffer: Any) -> Tuple[Dict[str, Any], Dict[str, str]]:
         raise ContainerError(f"the arrays fill {expected} of {data_bytes} bytes")
     arrays = {}
     for name, (spec, start, stop) in entries.items():
-        raw = np.asarray(buffer[8 + length + start : 8 + length + stop]).view(_NAMES[spec[0]])
+        raw = np.asarray(buffer[8 + length + start : 8 + length + stop]).view(_STORED[spec[0]])
+        if spec[0] == _BFLOAT16:  # the upper half of a float32
+            raw = (raw.astype("<u4") << np.uint32(16)).view("<f4")
         arrays[name] = raw.reshape(spec[1])
     return arrays, metadata
 
 
 def decode(data: bytes) -> Tuple[Dict[str, Any], Dict[str, str]]:
     """Return ``(arrays, metadata)`` of container bytes; the arrays are read-only views.
+
+    Arrays of bfloat16 are copies in float32.
 
     Raises:
         ContainerError: the bytes are not a well-formed container.

@@ -30,7 +30,7 @@ from edgecil.workspace import REQUEST, Workspace
 def key(request: LearnRequest) -> str | None:
     """Return a name for the first phase of a base increment, or None when it is like no other."""
     assert request.method is not None
-    preset = registry.presets(request.method).get(request.preset or "")
+    preset = registry.preset_of(request.method, request.preset)
     options = registry.with_preset(preset, request.options)
     recipe = registry.build(request.method, options)
     if recipe.base is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecil.bench.protocol import Protocol, families
+from edgecil.bench.protocol import Protocol
+from edgecil.bench.protocol_files import families
 
 COLUMNS = ("protocol", "data", "increments", "order", "network", "epochs", "source")
 

@@ -33,7 +33,7 @@ def check_names(runs: Iterable[Run]) -> None:
     for run in _variants(runs):
         request = run.request(Path(), (), base=True).inherited(None)
         assert request.method is not None and request.codec is not None
-        preset = registry.presets(request.method).get(request.preset or "")
+        preset = registry.preset_of(request.method, request.preset)
         options = registry.with_preset(preset, request.options)
         recipe_of(request.method, options, request.codec, request.exemplar_size)
         if request.arch != "auto":
@@ -50,7 +50,8 @@ def check_data(runs: Iterable[Run], listing: Listing) -> None:
     refusals are those of ``learn``; kept memory is planned after each increment.
 
     Raises:
-        DataError: the data set has fewer classes than the protocol.
+        DataError: the data set has fewer classes than the protocol, or is another one.
+        UsageError: a head of fixed width has no room for all classes.
         BudgetError: not even the least that a method keeps fits the budget.
         EdgecilError: an increment could not be prepared for another reason.
     """
@@ -80,6 +81,11 @@ def _check_increments(
     run: Run, listing: Listing, order: Sequence[str], sizes: Sequence[int], folder: Path
 ) -> None:
     task = (job := _prepared(run, listing, order[: sizes[0]], folder)).task
+    width = task.spec.width
+    if width is not None and len(order) > width:
+        raise UsageError(
+            f"{run.variant}: its head has {width} units, {run.protocol.name} {len(order)} classes"
+        )
     counts = [len(listing.train[name]) for name in order]
     # The last increment first: it needs the most, and what it needs is to be told.
     for number in range(len(sizes), 0, -1):

@@ -35,13 +35,16 @@ from edgecil.workspace import VersionManifest, Workspace
 from edgecil_runtime.container import write_atomic
 
 ROWS = "rows.json"
-WORDS = ("summary", "source", "notes", "published")
+WORDS = ("summary", "source", "notes", "published", "known")
 """What a protocol says that decides no result."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with the options that differ from its defaults, written ``lwm:gamma=0.2``."""
+    """A method with the options that differ from its defaults, written ``lwm:gamma=0.2``.
+
+    ``preset`` among them names a preset of the method: ``abd:preset=abd-released``.
+    """
 
     method: str
     options: Mapping[str, str] = field(default_factory=dict)
@@ -98,7 +101,9 @@ class Run:
     def request(self, folder: Path, classes: tuple[str, ...], *, base: bool) -> LearnRequest:
         """Return what to ask of one increment."""
         protocol, method = self.protocol, self.variant.method
+        options = dict(self.variant.options)
         preset = protocol.preset if protocol.preset in presets(method) else None
+        preset = options.pop("preset", preset)
         settings: dict[str, Any] = {
             "epochs": protocol.epochs, "training": protocol.training,
             "augment": protocol.augment, "preset": preset,
@@ -110,7 +115,7 @@ class Run:
         if not any(self.settings.get(name) for name in limits):
             settings |= {name: getattr(protocol, name) for name in limits[:2]}
         return LearnRequest(
-            str(folder), method, options=dict(self.variant.options), seed=self.seed,
+            str(folder), method, options=options, seed=self.seed,
             class_order=classes, record_ranges=False, device=self.device,
             precision=self.timed or self.precision,
             **{**settings, **{k: v for k, v in self.settings.items() if v is not None}},

@@ -29,6 +29,7 @@ _WRAPPERS = re.compile(r"^(net/|module\.|_orig_mod\.|model\.|backbone\.)+")
 _HEAD = re.compile(r"^(?:fc|classifier|heads?|linear|last_linear)\.(?P<rest>.*)$")
 _OTHER = re.compile(r"^rule/|^ranges$|num_batches_tracked$")
 """What our own version files hold beside a network, and counters that act on nothing."""
+_NO_BACKBONE = re.compile(f"{_HEAD.pattern}|{_OTHER.pattern}")
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _STATE_DICT_HINT = "save tensors only: torch.save(model.state_dict(), 'weights.pt')"
 
@@ -42,14 +43,16 @@ def load_backbone(net: Net, weights: str | Path) -> str:
 
     Raises:
         UsageError: there are no such weights, or they belong to another network.
-        DataError: the file cannot be read, or is a pickle that asks for more than tensors.
+        DataError: the file cannot be read, is a pickle that asks for more than tensors, or holds
+            two arrays for one place.
         DependencyMissing: torchvision or its weights cannot be had.
     """
     if str(weights) == IMAGENET:
         source, values = "torchvision's ImageNet weights", _torchvision(net.spec.arch)
     else:
         source, values = str(weights), _read(Path(weights))
-    mapped, left_out = _backbone_part(values)
+    mapped, others = _unwrapped(values, source, _NO_BACKBONE)
+    left_out = [name for name in others if not name.endswith("num_batches_tracked")]
     _check(net.backbone, net.spec.arch, mapped, source)
     fill(net.backbone, mapped)
     rest = f"; not taken: {', '.join(left_out[:4])}" if left_out else ""
@@ -64,14 +67,10 @@ def load_classifier(net: Net, path: Path, labels: str) -> str:
 
     Raises:
         UsageError: it is another network, or one of another number of classes.
-        DataError: the file cannot be read, or is a pickle that asks for more than tensors.
+        DataError: as :func:`load_backbone`.
     """
     wanted = net.state_dict()
-    values: dict[str, Tensor] = {}
-    for name, value in _read(path).items():
-        short = _WRAPPERS.sub("", name)
-        if not _OTHER.search(short):
-            values[short] = value
+    values, _ = _unwrapped(_read(path), str(path), _OTHER)
     # Of two layers that could be the last, it is the later one.
     chosen = {own: name for name in values if (own := _own_name(net, name)) in wanted}
     names = {name: own for own, name in chosen.items()}
@@ -104,16 +103,29 @@ def _check_classes(net: Net, mapped: Mapping[str, Tensor], path: Path, labels: s
         raise UsageError(f"{path} has {len(found)} classes, {labels} names {len(wanted)}")
 
 
-def _backbone_part(values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the backbone's tensors by our names, and the names of what is not backbone."""
-    mapped, left_out = {}, []
+def _unwrapped(
+    values: Mapping[str, Tensor], source: str, without: re.Pattern[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return tensors by their names without wrappers, and the names of those ``without`` has.
+
+    Raises:
+        DataError: two tensors have the same name then.
+    """
+    found: dict[str, Tensor] = {}
+    whole: dict[str, str] = {}
+    left_out = []
     for name, value in values.items():
         short = _WRAPPERS.sub("", name)
-        if _HEAD.match(short) or _OTHER.search(short):
-            left_out += [] if short.endswith("num_batches_tracked") else [name]
-        else:
-            mapped[short] = value
-    return mapped, left_out
+        if without.search(short):
+            left_out.append(name)
+            continue
+        if short in found:
+            raise DataError(
+                f"{source} holds both {whole[short]} and {name}: which is meant is not said",
+                hint="save one of them alone",
+            )
+        found[short], whole[short] = value, name
+    return found, left_out
 
 
 def _check(module: nn.Module, arch: str, mapped: Mapping[str, Tensor], source: str) -> None:

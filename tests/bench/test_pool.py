@@ -15,7 +15,7 @@ from small_runs import PROTOCOL, same
 
 from edgecil import learning
 from edgecil.bench import pool, runner, worker
-from edgecil.bench.protocol import parse
+from edgecil.bench.protocol_files import parse
 from edgecil.bench.runner import Run, Variant
 from edgecil.engine import loop
 from edgecil.errors import DataError, Interrupted, UsageError

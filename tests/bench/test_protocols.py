@@ -1,6 +1,8 @@
 """Protocols: what the papers say, read back from the files; every one of them starts."""
 
+import inspect
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from PIL import Image
 
 from edgecil import api
 from edgecil.bench import catalogue, layouts
-from edgecil.bench.protocol import Protocol, parse, protocol, protocols
+from edgecil.bench.checks import check_names
+from edgecil.bench.protocol import Protocol
+from edgecil.bench.protocol_files import parse, protocol, protocols
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.data import orders
 from edgecil.engine.optim import schedule_factor
@@ -19,8 +23,9 @@ from edgecil.errors import DataError, UsageError
 from edgecil.prepare import prepare
 from edgecil.registry import presets
 from edgecil.request import LearnRequest
-from edgecil.settings import CIFAR, Preprocess
+from edgecil.settings import CIFAR, Preprocess, Schedule, Training
 from edgecil.workspace import Workspace
+from edgecil_cli.bench import bench
 
 ROOT = Path(__file__).parents[2]
 KNOWN = protocols()
@@ -74,17 +79,44 @@ class TestOrdersAndSubsets:
         assert sorted(found) == sorted(listed[:100])
 
     def test_the_subset_of_bic_is_the_first_hundred_by_name(self):
-        made = Protocol("own", "own", "imagenet", "B0-10", subset="sorted 100", order="natural")
         listed = [f"n{n}" for n in reversed(range(1000, 2000))]
-        assert made.class_names(listed, 0) == [f"n{n}" for n in range(1000, 1100)]
+        found = protocol("bic-imagenet100").class_names(listed, 0)
+        assert found[:3] == ["n1068", "n1056", "n1078"]
+        assert sorted(found) == [f"n{n}" for n in range(1000, 1100)]
 
-    def test_too_few_classes_are_refused(self):
-        with pytest.raises(DataError, match="has 100 classes, the data 99"):
-            protocol("abd-cifar100-b0-10").class_names(HUNDRED[:99], 0)
+    def test_the_order_of_icarl_on_imagenet_is_the_inverse_one_over_the_devkit(self):
+        listed = [f"n{n}" for n in reversed(range(1000, 2000))]
+        found = protocol("icarl-imagenet100").class_names(listed, 0)
+        assert found[:6] == [listed[n] for n in (69, 23, 57, 12, 89, 87)]
+        assert sorted(found) == sorted(listed[:100])
+
+    @pytest.mark.parametrize("count", [99, 101])
+    def test_another_data_set_has_other_orders_and_is_refused(self, count):
+        known = [f"{n:03d}" for n in range(count)]
+        for name in ("quick", "tens", "abd-cifar100-b0-10", "icarl-cifar100-b0-10"):
+            with pytest.raises(DataError, match=f"of 100 classes, the data has {count}"):
+                protocol(name).class_names(known, 0)
+
+    @EVERY
+    def test_every_protocol_says_how_many_classes_there_are(self, name):
+        """Of a hundred classes of ImageNet ``abd-imagenet50`` would take fifty others."""
+        made = KNOWN[name]
+        assert made.known
+        # It decides no result: those that were made without it stay good.
+        plain = replace(made, known=None)
+        assert Run(plain, Variant("lwf"), 0).digest == Run(made, Variant("lwf"), 0).digest
+        with pytest.raises(DataError, match="is about a data set of"):
+            made.class_names([f"{n:04d}" for n in range(made.known - 1)], 0)
+
+    def test_a_protocol_of_ones_own_may_take_any_folder(self):
+        made = Protocol("own", "own", "folders", "B0-2", order="natural", classes=4)
+        assert made.class_names(HUNDRED, 0) == HUNDRED[:4]
+        with pytest.raises(DataError, match="own has 4 classes, the data 3"):
+            made.class_names(HUNDRED[:3], 0)
         with pytest.raises(DataError, match="order icarl-theano is one of 100 classes"):
-            protocol("icarl-cifar100-b0-10").class_names(HUNDRED[:99], 0)
+            replace(made, order="icarl-theano").class_names(HUNDRED[:99], 0)
         with pytest.raises(DataError, match="'sorted 200' needs at least 200"):
-            protocol("abd-tiny-imagenet").class_names(HUNDRED, 0)
+            replace(made, subset="sorted 200").class_names(HUNDRED, 0)
 
     def test_chosen_classes_are_sorted_and_without_repeats(self):
         chosen = orders.chosen_classes(1000, 100)
@@ -105,6 +137,14 @@ class TestSettings:
             ("m2kd-imagenet100-b0-5", 60, 2.0 / 100, 1e-5 * 100, {19: 1, 20: 0.2, 40: 0.04}),
             ("mfgr-cifar100-b0-5", 150, 0.01, 5e-4, {0: 1, 75: 0.5}),
             ("lwm-cifar100-b0-10", 10, 0.01, 1e-5, {0: 1, 9: 1}),
+            # iCaRL's code: after the 21st, 31st, 41st and 51st epoch; rewritten like M2KD's.
+            (
+                "icarl-imagenet100",
+                60,
+                2.0 / 100,
+                1e-5 * 100,
+                {20: 1, 21: 0.2, 31: 0.04, 51: 0.0016},
+            ),
         ],
     )
     def test_schedules_of_the_papers(self, name, epochs, lr, decay, factors):
@@ -115,6 +155,41 @@ class TestSettings:
             start = epoch * 39 / (epochs * 39)  # as the loop counts, in steps
             found = schedule_factor(training.optim.schedule, start)
             assert found == pytest.approx(factor), epoch
+
+    @EVERY
+    def test_no_paper_lets_its_rate_rise_and_our_own_are_trained_as_learn_does(self, name):
+        training = KNOWN[name].training
+        if name in ("quick", "quick-mirrored", "tens") or name.startswith("icarl-cifar100"):
+            assert training is None
+        else:
+            assert training.optim.schedule.warmup == 0
+            kinds = {"mfgr": "cosine", "lwm": "constant"}
+            kind = kinds.get(name.partition("-")[0], "step")
+            assert training.optim.schedule.kind == kind
+
+    @pytest.mark.parametrize(
+        ("name", "total"),
+        [
+            ("m2kd-cifar100-b0-10", 2000),  # section 4.7
+            ("m2kd-imagenet100-b0-10", 2000),
+            ("mfgr-cifar100-b0-5", 2000),  # of iCaRL in figure 7
+            ("bic-imagenet100", 2000),
+            ("icarl-imagenet100", 2000),
+            ("mfgr-cub200", None),
+        ],
+    )
+    def test_exemplars_are_as_many_as_the_paper_keeps(self, name, total):
+        assert KNOWN[name].exemplars_total == total
+
+    @EVERY
+    def test_notes_name_variants_and_flags_that_exist(self, name):
+        made = KNOWN[name]
+        flags = {"--" + word.replace("_", "-") for word in inspect.signature(bench).parameters}
+        text = " ".join(made.notes)
+        assert set(re.findall(r"--[a-z-]+", text)) <= flags
+        named = re.findall(r"[a-z0-9+-]+(?::\w+=[\w.-]*\w)+", text)
+        assert named or not name.startswith(("abd", "bic"))
+        check_names(Run(made, Variant.parse(found), 0) for found in named)
 
     @EVERY
     def test_increments_cover_the_classes(self, name):
@@ -224,11 +299,29 @@ class TestEveryProtocolStarts:
             ("m2kd-cifar100-b0-5", "lwf-mc", {}),
             ("mnemonics-cifar100-b50-5", "lucir+mnemonics", {"weight_transfer": True}),
             ("mnemonics-cifar100-b50-5", "lucir", {}),
+            ("abd-cifar100-b0-5", "lwf:preset=mfgr", {"ce_scope": "new", "balance": True}),
+            ("abd-cifar100-b0-5", "lwf:preset=abd:ce_scope=new", {"ce_scope": "new"}),
+            ("quick", "icarl:preset=icarl", {"reduction": "mean", "repeats": True}),
         ],
     )
     def test_presets_bring_the_options_of_the_paper(self, name, method, options, folder, tmp_path):
-        asked = Run(KNOWN[name], Variant(method), 0).request(folder, ("a", "b"), base=True)
+        asked = Run(KNOWN[name], Variant.parse(method), 0).request(folder, ("a", "b"), base=True)
         assert prepare(asked, Workspace(tmp_path / "workspace")).request.options == options
+
+    def test_a_released_variant_has_its_head_and_the_training_of_the_protocol(
+        self, folder, tmp_path
+    ):
+        made = KNOWN["abd-cifar100-b0-10"]
+        jobs = [
+            prepare(Run(made, Variant.parse(text), 0).request(folder, ("a", "b"), base=True),
+                    Workspace(tmp_path / text))
+            for text in ("abd", "abd:preset=abd-released")
+        ]  # fmt: skip
+        paper, released = (job.task for job in jobs)
+        assert (paper.spec.width, released.spec.width) == (None, 100)
+        assert paper.training == released.training == made.training
+        assert jobs[0].augment == jobs[1].augment == made.augment
+        assert jobs[1].request.options["units"] == "all"
 
     def test_one_for_real_on_packed_images(self, tmp_path):
         """ABD's protocol on four classes of 32 x 32 images in CIFAR-100's binary layout."""
@@ -244,7 +337,12 @@ class TestEveryProtocolStarts:
         (home / "fine_label_names.txt").write_text("ant\nbee\ncat\ndog\n")
         made = protocol("abd-cifar100-b0-10")
         cut = replace(
-            made, classes=4, split=(2, 2), arch="resnet8", training=replace(made.training, epochs=1)
+            made,
+            known=4,
+            classes=4,
+            split=(2, 2),
+            arch="resnet8",
+            training=replace(made.training, epochs=1),
         )
         result = execute(
             Run(cut, Variant("lwf"), 2, precision="float32"), layouts.read("cifar100", tmp_path),
@@ -290,8 +388,8 @@ class TestFiles:
         ("line", "message"),
         [
             ("epoch = 3", r"^mine\.toml: unknown key 'epoch'"),
-            ('order = "numpy"', "unknown class order 'numpy'"),
-            ('subset = "first 3"', "unknown subset 'first 3'"),
+            ('order = "numpy"', r"^mine\.toml: unknown class order 'numpy'"),
+            ('subset = "first 3"', r"^mine\.toml: unknown subset 'first 3'"),
             ('subset = "devkit 3"', "needs the layout imagenet-devkit"),
             ("[training]\nepoch = 3", r"^mine\.toml, \[training\]: unknown key 'epoch'"),
             ("[training]\nmilestones = [3]", r"\[training\]: the key 'epochs' is missing"),
@@ -302,6 +400,44 @@ class TestFiles:
             ("[published]\nlwm = { table = '1', finale = 3.0 }", "lwm: unknown key 'finale'"),
             ("[published]\nlwm = 3.0", "lwm: expected a table"),
             ("classes = [", r"^mine\.toml cannot be read"),
+            ('epochs = "20"', r"^mine\.toml: epochs must be a whole number, got '20'"),
+            ('classes = "25"', r"^mine\.toml: classes must be a whole number, got '25'"),
+            ("classes = true", r"^mine\.toml: classes must be a whole number, got True"),
+            ("classes = 0", r"^mine\.toml: classes must be at least 1, got 0"),
+            ("arch = 18", r"^mine\.toml: arch must be text, got 18"),
+            ('notes = "one"', r"^mine\.toml: notes must be a list of texts, got 'one'"),
+            ("[training]\nepochs = 0", r"\[training\]: epochs must be at least 1, got 0"),
+            ("[training]\nlr = '0.1'", r"\[training\]: lr must be a number, got '0.1'"),
+            ("[training]\nlr = -1", r"\[training\]: lr must be at least 0, got -1"),
+            ("[training]\nwarmup = 1", r"\[training\]: warmup must be a fraction in \[0, 1\)"),
+            ("[training]\nschedule = 'cosin'", r"\[training\]: schedule must be one of step, cos"),
+            ("[training]\nschedule = 'step'", r"\[training\]: the key 'milestones' is missing"),
+            ("[training]\nfactor = 0.2", r"\[training\]: the key 'milestones' is missing"),
+            (
+                "[training]\nepochs = 9\nschedule = 'cosine'\nmilestones = [3]",
+                r"\[training\]: milestones are a schedule: leave out 'schedule'",
+            ),
+            (
+                "[training]\nepochs = 9\nmilestones = [3, 9]",
+                r"\[training\]: milestones must be between 0 and 9 epochs",
+            ),
+            ("[training]\nmilestones = 3", r"milestones must be a list of numbers, got 3"),
+            (
+                '[augment]\ncrop = "random"',
+                r"\[augment\]: crop must be one of pad, resized, centre",
+            ),
+            ("[augment]\narea = [0.5]", r"\[augment\]: area must be a list of 2 numbers"),
+            (
+                "[augment]\narea = [0.5, 0.1]",
+                r"\[augment\]: area \(0.5, 0.1\) must be two positive",
+            ),
+            ("[augment]\nflip = 1", r"\[augment\]: flip must be true or false, got 1"),
+            (
+                "[preprocess]\nsize = 3\nresize = 2\nmean = [0, 0, 0]\nstd = [1, 1, 1]",
+                r"\[preprocess\]: image size 3 must be",
+            ),
+            ("[published]\nlwm = { table = '1', final = '3' }", "lwm: final must be a number, got"),
+            ("[splits.a]\nsplit = 5", r"\[splits\.a\]: split must be text or a list of whole num"),
             ("[splits.a]\nepochs = 3", r"\[splits\.a\]: the key 'split' is missing"),
             ("[splits.a]\nsplit = [1]\ntrain = 3", r"\[splits\.a\]: unknown key 'train'"),
             ("[splits]\na = 3", r"\[splits\.a\]: expected a table"),
@@ -316,6 +452,28 @@ class TestFiles:
         path.write_text(f'summary = "own"\nlayout = "folders"\nsplit = [1]\n{line}\n')
         with pytest.raises(UsageError, match=message):
             protocol(str(path))
+
+    def test_what_training_leaves_out_is_as_in_learn(self):
+        def trained(lines):
+            text = f'summary = "x"\nlayout = "folders"\nsplit = [1]\n[training]\n{lines}\n'
+            return parse("x", text)["x"].training
+
+        assert trained("") == Training()
+        assert trained("batch_size = 64\nlr = 1") == Training().updated(batch_size=64, lr=1)
+        warm = Training().optim.schedule.warmup
+        assert trained('schedule = "constant"').optim.schedule == Schedule("constant", warmup=warm)
+        assert trained("warmup = 0.5").optim.schedule == Schedule("cosine", warmup=0.5)
+        steps = trained("epochs = 8\nmilestones = [4, 6]\nfactor = 0.5\nwarmup = 0")
+        assert steps.optim.schedule == Schedule("step", (0.5, 0.75), 0.5)
+
+    def test_split_that_is_no_split(self):
+        with pytest.raises(UsageError, match=r"^x\.toml: split must be text or a list"):
+            parse("x", 'summary = "x"\nlayout = "folders"\nsplit = 5\n')
+
+    def test_a_file_that_is_no_text(self, tmp_path):
+        (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+        with pytest.raises(UsageError, match=r"mine\.toml cannot be read"):
+            protocol(str(tmp_path / "mine.toml"))
 
     def test_a_key_misspelt_gets_the_nearest_and_a_missing_one_its_name(self, tmp_path):
         path = tmp_path / "mine.toml"

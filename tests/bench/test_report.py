@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from edgecil.bench import paired, report, results
-from edgecil.bench.protocol import parse, protocols
+from edgecil.bench.protocol_files import parse, protocols
 from edgecil.errors import DataError, UsageError
 
 OWN = 'summary = "four"\nlayout = "folders"\nsplit = [2, 2]\n'

@@ -113,6 +113,16 @@ def test_accuracy_over_all_classes_is_not_claimed_from_some(ask, own, second, tm
     assert [v["accuracy"] is None for v in answer["result"]["versions"]] == [False, True]
 
 
+def test_history_tells_programs_how_every_version_was_made(ask, own):
+    version, *_ = ask("history", "--workspace", own, "--json").json["result"]["versions"]
+    manifest = json.loads((own / "versions" / "1" / "manifest.json").read_text())
+    for key in ("options", "training", "edgecil_version"):
+        assert version[key] == manifest[key]
+    assert {"seed", "epochs", "batch_size", "optim", "device", "threads"} <= set(
+        version["training"]
+    )
+
+
 def test_evaluate_leaves_out_what_was_not_measured(ask, known, second):
     answer = ask("evaluate", second, "--workspace", known)
     assert "increment 1" in answer.out and "not measured" in answer.out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from edgecil.bench import pool
 from edgecil.bench.pool import Fault, Outcome
-from edgecil.bench.protocol import protocols
+from edgecil.bench.protocol_files import protocols
 from edgecil.bench.results import to_text
 
 PROTOCOL = """
@@ -54,6 +55,10 @@ def bench(ask, data, tmp_path, monkeypatch):
         ("lwm,icrl", ("unknown method 'icrl'", "did you mean icarl")),
         ("lwm,lwm:gama=1", ("lwm has no option 'gama'", "did you mean gamma?")),
         ("lwm,lwm:gamma=-1", ("option gamma must be", "got -1")),
+        (
+            "abd:preset=abd-relesed",
+            ("abd has no preset 'abd-relesed'", "did you mean abd-released"),
+        ),
         ("lwm,lwf+mucc", ("unknown plug-in 'mucc'", "did you mean muc?")),
     ],
 )
@@ -101,6 +106,16 @@ def test_too_few_classes_for_the_protocol(bench, tmp_path):
     own.write_text(PROTOCOL.replace("split", "classes = 25\nsplit"))
     answer = bench("--methods", "lwm", protocol=own)
     assert answer.code == 1 and "more has 25 classes, the data 3" in answer.err
+
+
+def test_a_head_of_fixed_width_without_room_for_all_classes(bench, monkeypatch):
+    from edgecil.methods import icarl
+
+    narrow = replace(icarl.PRESETS["icarl"], head_width=2)
+    monkeypatch.setattr(icarl, "PRESETS", {"icarl": narrow})
+    answer = bench("--methods", "lwm,icarl:preset=icarl", "--precision", "float32")
+    assert answer.code == 2, answer
+    assert "icarl:preset=icarl: its head has 2 units, own 3 classes" in answer.err
 
 
 @pytest.fixture

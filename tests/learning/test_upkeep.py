@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_runs
+import toys
 from PIL import Image
 
 from edgecil import api, upkeep
@@ -82,6 +83,14 @@ def every_kill(taught, tmp_path, action):
         yield place
 
 
+def trial(place: Workspace, file: Path) -> dict[int, int]:
+    """Return in which versions a file would be forgotten."""
+    try:
+        return upkeep.forget(place, str(file), trial=True)
+    except DataError:
+        return {}
+
+
 class TestForget:
     def test_a_class_leaves_every_version_and_is_recorded(self, place):
         assert counts(place) == {2: [3] * 4, 3: [3] * 6}
@@ -120,6 +129,45 @@ class TestForget:
             upkeep.forget(place, str(chosen))
         text = (place.path(3) / "manifest.json").read_text()
         assert "image with SHA-256" in text and chosen.name not in text
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            [{"codec": "jpeg-60"}, {}],
+            [{"exemplar_size": 20}, {"codec": "png"}],
+            [{}, {"codec": "jpeg-80", "exemplar_size": 16}],
+        ],
+    )
+    def test_a_file_is_found_where_it_was_encoded_again(self, folders, tmp_path, changes):
+        """The second version is older than its images are: nothing is kept of the first."""
+        root = tmp_path / ".edgecil"
+        first = {"method": "rehearsal", "exemplars_per_class": 2, "codec": "jpeg-75"}
+        for folder, settings in zip(folders, [first, *changes], strict=True):
+            small_runs.learn(folder, root, **settings)
+        place = Workspace(root)
+        before = counts(place)
+        assert set(before) == {2, 3}
+        gone = [
+            upkeep.forget(place, str(file))
+            for file in sorted((folders[0] / "class-0").glob("*.png"))
+            if trial(place, file)
+        ]
+        assert gone == [{2: 1, 3: 1}] * 2
+        assert counts(place) == {version: [0, *found[1:]] for version, found in before.items()}
+
+    def test_trained_pixels_are_no_image_of_a_file(self, place, folders):
+        """Version 3 is older than the images of version 4, whose pixels were trained."""
+        options = {"mode": "prototype", "outer_epochs": 1, "pixel_lr": 0.5, "finetune": 0}
+        more = toys.write_folder(folders[0].parent / "trained", [8, 9])
+        small_runs.learn(more, place.root, method="icarl+mnemonics", options=options)
+        before = small_runs.tree(place.root)
+        for folder in (folders[0], more):
+            file = next(iter(sorted(folder.rglob("*.png"))))
+            with pytest.raises(DataError, match="in version 4 were trained") as caught:
+                upkeep.forget(place, str(file))
+            assert "edgecil forget CLASS" in caught.value.hint
+        assert small_runs.tree(place.root) == before
+        assert upkeep.forget(place, "class-8") == {4: 3}
 
     def test_references_are_forgotten_without_the_files(self, folders, base):
         root = base("joint")

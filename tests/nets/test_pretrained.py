@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,46 @@ def test_half_precision_and_channels_last_are_no_obstacle(tmp_path: Path, donor:
     assert weight.dtype == torch.float32
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(weight, donor["layer1.0.conv1.weight"].half().float())
+
+
+def test_bfloat16_of_a_safetensors_file_loads_as_that_of_a_checkpoint(
+    tmp_path: Path, donor: State
+) -> None:
+    """numpy has no such type: the file is written by hand."""
+    state = {n: v.bfloat16() for n, v in donor.items() if v.is_floating_point()}
+    header, data = {}, b""
+    for name, value in state.items():
+        raw = value.view(torch.int16).numpy().astype("<i2").tobytes()
+        header[name] = {"dtype": "BF16", "shape": list(value.shape),
+                        "data_offsets": [len(data), len(data) + len(raw)]}  # fmt: skip
+        data += raw
+    text = json.dumps(header).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    torch.save(state, tmp_path / "w.pt")
+    nets = [net_of(), net_of()]
+    for net, file in zip(nets, ("w.safetensors", "w.pt"), strict=True):
+        load_backbone(net, tmp_path / file)
+        assert_loaded(net, {n: v.float() for n, v in state.items()})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_two_arrays_for_one_place_are_refused(tmp_path: Path, donor: State, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    state = {f"model.{n}": v for n, v in donor.items()} | {
+        "backbone.conv1.weight": 2 * donor["conv1.weight"]
+    }
+    if suffix == ".pt":
+        torch.save(state, path)
+    else:
+        container.write(path, {n: v.numpy() for n, v in state.items()})
+    net = net_of()
+    before = net_arrays(net)
+    for load in (load_backbone, lambda net, path: load_classifier(net, path, "labels.txt")):
+        with pytest.raises(DataError, match="holds both") as caught:
+            load(net, path)
+        for name in ("model.conv1.weight", "backbone.conv1.weight"):
+            assert name in caught.value.message
+    assert all((a == before[n]).all() for n, a in net_arrays(net).items())
 
 
 def test_a_misfit_lists_names_and_the_network_that_fits(tmp_path: Path) -> None:

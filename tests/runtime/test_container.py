@@ -88,6 +88,23 @@ def test_what_is_written_comes_back(tmp_path):
             np.testing.assert_array_equal(found[name], array)
 
 
+def test_bfloat16_is_read_as_float32_and_not_written(tmp_path):
+    values = np.array([[1.0, -2.5], [3.0e38, 0.0078125]], np.float32)
+    raw = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    data = packed({"a": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}, raw)
+    (tmp_path / "x").write_bytes(data)
+    for mmap in (False, True):
+        found = container.read(tmp_path / "x", mmap=mmap)[0]["a"]
+        assert found.dtype == np.float32 and found.shape == (2, 2)
+        np.testing.assert_allclose(found, values, rtol=2**-8)
+        assert found[0].tolist() == [1.0, -2.5]
+    short = packed({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 2]}})
+    with pytest.raises(ContainerError, match="do not match"):
+        container.decode(short)
+    with pytest.raises(KeyError):
+        container.layout({"a": ("BF16", (1,))})
+
+
 def test_sha256_with_and_without_openssl(monkeypatch):
     wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert hashing.sha256(b"abc").hexdigest() == wanted
