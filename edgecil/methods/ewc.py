@@ -1,7 +1,8 @@
 """EWC: weights that the old classes need are held in place by their Fisher information.
 
 Kept between increments: the diagonal of the Fisher information of the backbone; the anchor is
-the current version itself.
+the current version itself. Under ``ce_scope=new`` the classifier's rows of the old classes stay as
+they are.
 
 The Fisher information is the mean of squared gradients of single images, in eval mode. Codes that
 square the mean gradient of a batch underestimate it, up to as many times as there are images in
@@ -12,22 +13,15 @@ strong for the learning rate diverges: on the protocol ``quick`` 100 does, in th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from edgecil.context import Context
-from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
+from edgecil.memory.fields import Field
+from edgecil.method import Recipe
 from edgecil.options import option
-from edgecil.parts.importance import (
-    FIELD,
-    IF_DIVERGING,
-    SPRINGS,
-    STEADY_HELP,
-    fisher,
-    keep,
-    needs_importance,
-    pulled_step,
-)
+from edgecil.parts.importance import STEADY_HELP, fisher, keep, pulled_recipe
+
+FISHER = Field("fisher", "backbone", "the Fisher information of every weight of the backbone")
 
 PAPER = "Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networks, PNAS 2017"
 
@@ -46,22 +40,12 @@ class Options:
 def remember(ctx: Context) -> None:
     """Keep the mean Fisher information over all classes so far, each class counting alike."""
     share = ctx.classes.old / ctx.classes.seen
-    keep(ctx, fisher(ctx, ctx.sets["new"]), share, 1 - share)
+    keep(ctx, FISHER, fisher(ctx, ctx.sets["new"]), share, 1 - share)
 
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of EWC."""
-    return Recipe(
-        "ewc",
-        # Kirkpatrick et al. 2017, eq. (3).
-        phases=one_phase(
-            partial(pulled_step, options.strength / 2, options.ce_scope, options.steady)
-        ),
-        fields=(FIELD,),
-        modules=(SPRINGS,),
-        teachers=previous_net,
-        end=remember,
-        adopt=needs_importance,
-        if_diverging=IF_DIVERGING,
-        base=SOFTMAX_BASE,
+    # Kirkpatrick et al. 2017, eq. (3).
+    return pulled_recipe(
+        "ewc", FISHER, remember, options.strength / 2, options.ce_scope, options.steady
     )

@@ -37,6 +37,7 @@ from edgecil.method import (
 )
 from edgecil.nets.heads import CosineHead
 from edgecil.options import option
+from edgecil.parts.rows import held_below
 from edgecil.parts.views import balanced, remember_trained
 from edgecil.rankings import herding
 from edgecil.settings import Optim, Schedule, Training
@@ -123,12 +124,7 @@ def begin(options: Options, ctx: Context) -> None:
 
 def new_rows(ctx: Context) -> Mapping[str, Tensor]:
     """Return the mask that holds the rows of the old classes (their learning rate is 0)."""
-    if not ctx.classes.old:
-        return {}
-    rows = _rows(ctx).weight
-    mask = torch.ones_like(rows)
-    mask[: ctx.classes.old] = 0
-    return {name: mask for name, p in ctx.net.named_parameters() if p is rows}
+    return held_below(ctx, ctx.classes.old)
 
 
 def rows_alone(ctx: Context) -> Mapping[str, Tensor]:

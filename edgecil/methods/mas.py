@@ -1,7 +1,8 @@
 """MAS: weights that the old outputs are sensitive to are held in place.
 
 Kept between increments: one importance per weight of the backbone, summed over increments; the
-anchor is the current version itself.
+anchor is the current version itself. Under ``ce_scope=new`` the classifier's rows of the old
+classes stay as they are.
 
 Without ``steady`` a penalty too strong for the learning rate diverges; with it the most important
 weights are held less than the paper does.
@@ -10,22 +11,12 @@ weights are held less than the paper does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from edgecil.context import Context
-from edgecil.method import SOFTMAX_BASE, Recipe, one_phase, previous_net
+from edgecil.method import Recipe
 from edgecil.options import option
-from edgecil.parts.importance import (
-    FIELD,
-    IF_DIVERGING,
-    SPRINGS,
-    STEADY_HELP,
-    keep,
-    needs_importance,
-    pulled_step,
-    sensitivity,
-)
+from edgecil.parts.importance import SENSITIVITY, STEADY_HELP, keep, pulled_recipe, sensitivity
 
 PAPER = (
     "Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars: Memory Aware Synapses: "
@@ -46,20 +37,12 @@ class Options:
 
 def remember(ctx: Context) -> None:
     """Keep the sum of the importance over all increments."""
-    keep(ctx, sensitivity(ctx, ctx.sets["new"]), 1.0, 1.0)
+    keep(ctx, SENSITIVITY, sensitivity(ctx, ctx.sets["new"]), 1.0, 1.0)
 
 
 def recipe(options: Options) -> Recipe:
     """Return the recipe of MAS."""
-    return Recipe(
-        "mas",
-        # Aljundi et al. 2018, eq. (4).
-        phases=one_phase(partial(pulled_step, options.strength, options.ce_scope, options.steady)),
-        fields=(FIELD,),
-        modules=(SPRINGS,),
-        teachers=previous_net,
-        end=remember,
-        adopt=needs_importance,
-        if_diverging=IF_DIVERGING,
-        base=SOFTMAX_BASE,
+    # Aljundi et al. 2018, eq. (4).
+    return pulled_recipe(
+        "mas", SENSITIVITY, remember, options.strength, options.ce_scope, options.steady
     )

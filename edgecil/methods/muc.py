@@ -28,7 +28,7 @@ from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.net import Outputs
 from edgecil.nets.taps import forward_outputs, freeze
 from edgecil.options import option
-from edgecil.parts.importance import add, sensitivity
+from edgecil.parts.importance import SENSITIVITY, add, sensitivity
 from edgecil.parts.lessons import continues
 from edgecil.settings import Optim, Schedule, Training
 
@@ -217,7 +217,7 @@ def over_mas(host: Recipe, options: Options) -> Recipe:
             ctx.modules[NEW].requires_grad_(False)
             for number in range(options.sides):
                 found = sensitivity(ctx, ctx.sets["new"], partial(_answer, ctx, number))
-                add(ctx, found, MAS_SHARE * options.side_weight / options.sides)
+                add(ctx, SENSITIVITY, found, MAS_SHARE * options.side_weight / options.sides)
 
     return replace(host, phases=phases, end=end)
 

@@ -1,23 +1,38 @@
-"""How important each weight was for what was learned, from gradients of single images."""
+"""How important each weight was for what was learned, from gradients of single images.
+
+EWC and MAS differ in what they measure and how they add it up; the rest of them is here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from edgecil.context import Context, ce_span
+from edgecil.context import Context, Setup, ce_span
 from edgecil.data.images import Batch, ImageSet
 from edgecil.losses.classification import cross_entropy
 from edgecil.memory.fields import Field
-from edgecil.method import ModuleSpec, Origin, Term, Terms
+from edgecil.method import (
+    SOFTMAX_BASE,
+    ModuleSpec,
+    Origin,
+    Phase,
+    Recipe,
+    Term,
+    Terms,
+    previous_net,
+)
 from edgecil.nets.net import Outputs
+from edgecil.parts.rows import held_below
 
-FIELD = Field("importance", "backbone", "how much every weight of the backbone matters")
+SENSITIVITY = Field("sensitivity", "backbone", "how much the outputs depend on every weight")
+"""What MAS keeps, and plug-ins over it add to."""
 MEMORY = 256 << 20
 """Bytes that the gradients of one group of images may take."""
 
@@ -119,16 +134,16 @@ class Springs(nn.Module):
         return {name: self.get_buffer(stored) for name, stored in self._names.items()}
 
 
-def _springs(ctx: Context) -> Springs:
-    kept = ctx.kept.read(FIELD.name) if FIELD.name in ctx.kept else {}
+SPRINGS = "springs"
+
+
+def _springs(field: Field, ctx: Context) -> Springs:
+    kept = ctx.kept.read(field.name) if field.name in ctx.kept else {}
     return Springs({name: torch.from_numpy(value) for name, value in kept.items()})
 
 
-SPRINGS = ModuleSpec("springs", _springs)
-
-
 STEADY_HELP = "hold no weight stiffer than the learning rate can step: any strength converges"
-IF_DIVERGING = "a smaller --set strength=X, --set steady=true, or a smaller --lr"
+_IF_DIVERGING = "a smaller --set strength=X, --set steady=true, or a smaller --lr"
 
 
 def most_importance(stiffness: float, lr: float) -> float:
@@ -151,7 +166,7 @@ def pulled_step(stiffness: float, ce_scope: str, steady: bool, ctx: Context, bat
     span = ce_span(ctx, ce_scope)
     terms = {"classification": Term(cross_entropy(logits, batch.labels, span))}
     if ctx.classes.old:
-        springs = ctx.modules[SPRINGS.name]
+        springs = ctx.modules[SPRINGS]
         assert isinstance(springs, Springs)
         lr = ctx.setup.training.optim.lr
         most = most_importance(stiffness, lr) if steady else math.inf
@@ -160,25 +175,59 @@ def pulled_step(stiffness: float, ce_scope: str, steady: bool, ctx: Context, bat
     return terms
 
 
-def keep(ctx: Context, measured: Mapping[str, Tensor], old_share: float, new_share: float) -> None:
+def keep(
+    ctx: Context, field: Field, measured: Mapping[str, Tensor], old_share: float, new_share: float
+) -> None:
     """Keep ``old_share`` times what was kept plus ``new_share`` times what was measured."""
     total = {f"backbone.{n}": new_share * v.cpu().numpy() for n, v in measured.items()}
-    if FIELD.name in ctx.kept:
-        for name, value in ctx.kept.read(FIELD.name).items():
+    if field.name in ctx.kept:
+        for name, value in ctx.kept.read(field.name).items():
             total[name] = total[name] + old_share * value
-    ctx.keeps.write(FIELD.name, {n: v.astype(np.float32) for n, v in total.items()})
+    ctx.keeps.write(field.name, {n: v.astype(np.float32) for n, v in total.items()})
 
 
-def add(ctx: Context, measured: Mapping[str, Tensor], share: float) -> None:
+def add(ctx: Context, field: Field, measured: Mapping[str, Tensor], share: float) -> None:
     """Keep ``share`` times what was measured beside what this increment keeps already."""
-    total = ctx.keeps.read(FIELD.name)
+    total = ctx.keeps.read(field.name)
     for name, value in measured.items():
         total[f"backbone.{name}"] += np.float32(share) * value.cpu().numpy()
-    ctx.keeps.write(FIELD.name, total)
+    ctx.keeps.write(field.name, total)
 
 
-def needs_importance(origin: Origin) -> str | None:
-    """Accept versions that keep the importance of their weights."""
-    if FIELD.name in origin.kept_fields:
-        return None
-    return "nothing is kept of how important its weights are for the old classes"
+def pulled_recipe(
+    name: str,
+    field: Field,
+    remember: Callable[[Context], None],
+    stiffness: float,
+    ce_scope: str,
+    steady: bool,
+) -> Recipe:
+    """Return a method that pulls the backbone towards the old weights, by what ``field`` holds.
+
+    ``remember`` keeps the field. Rows of old classes that the cross-entropy leaves out are held:
+    no loss reaches them, and the weight decay would wear them away.
+    """
+    step = partial(pulled_step, stiffness, ce_scope, steady)
+
+    def old_rows(ctx: Context) -> Mapping[str, Tensor]:
+        return held_below(ctx, ce_span(ctx, ce_scope).start)
+
+    def phases(setup: Setup) -> tuple[Phase, ...]:
+        return (Phase("train", step, setup.training, masks=old_rows),)
+
+    def adopt(origin: Origin) -> str | None:
+        if field.name in origin.kept_fields:
+            return None
+        return f"nothing is kept of {field.why}"
+
+    return Recipe(
+        name,
+        phases=phases,
+        fields=(field,),
+        modules=(ModuleSpec(SPRINGS, partial(_springs, field)),),
+        teachers=previous_net,
+        end=remember,
+        adopt=adopt,
+        if_diverging=_IF_DIVERGING,
+        base=SOFTMAX_BASE,
+    )

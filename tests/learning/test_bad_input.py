@@ -318,6 +318,8 @@ class TestAdoption:
             ("finetune", "ncm", "means"),
             ("finetune", "joint", "exemplars"),
             ("rehearsal", "joint", "only copies"),
+            ("ewc", "mas", "how much the outputs depend"),
+            ("mas", "ewc", "Fisher information"),
         ],
     )
     def test_a_method_that_cannot_continue_says_why(

@@ -115,7 +115,7 @@ def test_over_mas_the_side_classifiers_add_their_mean_sensitivity(tmp_path):
         PhaseRun(ctx, phase, number, session).run()
     ctx.net.eval().requires_grad_(False)
     registry.build("mas+muc").end(ctx)
-    kept = ctx.keeps.read("importance")
+    kept = ctx.keeps.read("sensitivity")
     mine = sensitivity(ctx, ctx.sets["new"])
     sides = ctx.modules[muc.NEW]
     each = [

@@ -100,7 +100,8 @@ class TestImportance:
     ):
         training = toys.TRAINING.updated(epochs=10)
         (base,) = toys.learn(method, (3,), tmp_path, training=training)
-        importance = {n: torch.from_numpy(v) for n, v in base.model.kept.read("importance").items()}
+        (field,) = base.model.kept.names
+        importance = {n: torch.from_numpy(v) for n, v in base.model.kept.read(field).items()}
         largest = max(float(v.max()) for v in importance.values())
         # lr 2 s F = 2 (1 + m) is where plain descent with momentum begins to diverge.
         strength = 2 * (1 + 0.9) / (2 * factor * training.optim.lr * largest)
@@ -131,6 +132,20 @@ class TestImportance:
         wanted = 0.25 * sum(float(v.double().sum()) for v in importance.values())
         assert float(penalty(ctx.net, ctx.previous, importance)) == pytest.approx(wanted, rel=1e-4)
 
+    @pytest.mark.parametrize("method", ["ewc", "mas", "mas+muc"])
+    def test_rows_that_no_loss_reaches_stay_to_the_bit(self, method, tmp_path):
+        decay = toys.TRAINING.updated(weight_decay=0.1)
+        first, second, third = (
+            o.model.net.head for o in toys.learn(method, (2, 2, 1), tmp_path, training=decay)
+        )
+        for name in ("weight", "bias"):
+            rows = [getattr(head, name) for head in (first, second, third)]
+            assert torch.equal(rows[0], rows[1][:2])
+            assert not torch.equal(rows[1], rows[2][:4])  # one new class: the loss is over all
+        options = {"ce_scope": "seen"}
+        *_, last = toys.learn(method, (2, 2), tmp_path / "s", training=decay, options=options)
+        assert not torch.equal(last.model.net.head.bias[:2], first.bias)
+
     def test_a_stiff_spring_keeps_the_weights_and_none_lets_them_go(self, tmp_path):
         moved = []
         training = toys.TRAINING.updated(epochs=8, lr=0.005)
@@ -143,7 +158,7 @@ class TestImportance:
                 first.model.net.backbone.parameters(), second.model.net.backbone.parameters(),
                 strict=True,
             )  # fmt: skip
-            importance = first.model.kept.read("importance")
+            importance = first.model.kept.read("sensitivity")
             weights = [torch.from_numpy(v) for v in importance.values()]
             moved.append(
                 sum(

@@ -200,7 +200,7 @@ def test_importance_is_kept_in_the_shares_of_its_method(method, measure, shares,
             parameter.add_(0.02 * torch.randn_like(parameter))
     fresh = measure(ctx, ctx.sets["new"])
     toys.built(method).end(ctx)
-    kept, was = ctx.keeps.read("importance"), before.kept.read("importance")
+    kept, was = ctx.keeps.read(measure.__name__), before.kept.read(measure.__name__)
     for name, value in fresh.items():
         name = f"backbone.{name}"
         wanted = shares[0] * was[name].astype("float64") + shares[1] * value.double().numpy()
