@@ -139,7 +139,7 @@ class Selection:
     everything: bool = False
     apart: str | None = None
     """A boolean column: images of either value are ranked apart, and every prefix of the list
-    holds both in their shares (BiC's held-out images)."""
+    holds both in their shares, from two images on at least one of each (BiC's held-out images)."""
     candidates: Callable[[Context], Candidates] | None = None
     """Gives what is stored when the phases are over, in place of ``rank``: images that were
     chosen, or made, before."""

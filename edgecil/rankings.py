@@ -83,6 +83,7 @@ def keep_all(features: Tensor, count: int, generator: Generator | None = None) -
 def interleave(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """Return ranked lists merged into one whose every prefix holds each in its share.
 
+    The first of every list come before all others, so that a short prefix holds some of each, too.
     ``sizes`` are the numbers of images that the lists rank the best of; the order inside a list
     stays.
     """
@@ -90,4 +91,6 @@ def interleave(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         (torch.arange(len(part), dtype=torch.float64) + 0.5) / max(1, size)
         for part, size in zip(parts, sizes, strict=True)
     ]
+    for place in places:
+        place[:1] = 0
     return torch.cat(list(parts))[torch.cat(places).argsort(stable=True)]

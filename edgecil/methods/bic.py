@@ -64,11 +64,20 @@ class Options:
 
 
 def begin(options: Options, ctx: Context) -> None:
-    """Hold a part of every new class out."""
+    """Hold a part of every new class out, and say where that is too little to fit the bias on."""
     _, held = ctx.split(ctx.sets["new"], options.held_out, "held-out")
     flags = np.zeros(len(ctx.sets["new"]), bool)
     flags[held.cpu().numpy()] = True
     ctx.columns[HELD.name] = flags
+    if ctx.classes.old:
+        counts = held_out_counts(ctx)
+        lacking = int((counts == 0).sum())
+        if not can_fit(ctx, counts):
+            ctx.note("no image of old or of new classes is held out: the bias stays as it is")
+        elif lacking:
+            ctx.note(
+                f"the bias is fitted without {lacking} of {len(counts)} classes: too few images"
+            )
 
 
 def part(ctx: Context, *, held_out: bool) -> ImageSet:
@@ -81,6 +90,18 @@ def part(ctx: Context, *, held_out: bool) -> ImageSet:
         for name, mask in flags.items()
     ]
     return concat(sets)
+
+
+def held_out_counts(ctx: Context) -> Tensor:
+    """Return how many images of every class are held out, ``(K,)``."""
+    labels = part(ctx, held_out=True).labels.cpu()
+    return torch.bincount(labels, minlength=ctx.classes.seen)
+
+
+def can_fit(ctx: Context, counts: Tensor) -> bool:
+    """Return whether images of old and of new classes are held out, as ``counts`` ``(K,)``."""
+    old = ctx.classes.old
+    return bool(counts[:old].any() and counts[old:].any())
 
 
 def pairs(ctx: Context, kind: str) -> CorrectedRule | None:
@@ -120,23 +141,27 @@ def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
 def rule(options: Options, ctx: Context) -> Rule:
     """Return the corrected logits, fitted on equally many held-out images of every class.
 
-    The network is frozen and the images are not changed, so their logits are constants.
+    Classes without any are left out, their logits too: a rare class has none, nor has a memory of
+    one exemplar per class. The network is frozen and the images are not changed, so their logits
+    are constants.
     """
     old, seen = ctx.classes.old, ctx.classes.seen
     before = pairs(ctx, options.pairs) or CorrectedRule.identity(old).to(ctx.device)
     pair = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    images = part(ctx, held_out=True)
-    counts = torch.bincount(images.labels.cpu(), minlength=seen)
-    if old and int(counts.min()):
-        chosen = images.subset(first_of_each(images.labels, int(counts.min())))
+    counts = held_out_counts(ctx)
+    if can_fit(ctx, counts):
+        images, present = part(ctx, held_out=True), torch.nonzero(counts)[:, 0]
+        chosen = images.subset(first_of_each(images.labels, int(counts[present].min())))
+        first_new = int((present < old).sum())
         with torch.no_grad():
             features = ctx.features(chosen)
             logits = ctx.net.head(features)[:, :seen]
             logits = torch.cat([before(features, logits), logits[:, old:]], dim=1)
-        pair = fit(options, ctx.setup.training, logits, chosen.labels, slice(old, seen))
+        pair = fit(
+            options, ctx.setup.training, logits.cpu()[:, present],
+            torch.searchsorted(present, chosen.labels.cpu()), slice(first_new, len(present)),
+        )  # fmt: skip
         ctx.note(f"bias correction: alpha {pair[0]:.3f}, beta {pair[1]:.3f}")
-    elif old:
-        ctx.note("no held-out image of some class: the bias is not corrected")
     new = torch.ones(seen - old)
     return CorrectedRule(
         torch.cat([before.scale.cpu(), float(pair[0]) * new]),

@@ -224,6 +224,40 @@ class TestBic:
         assert merged[merged < 1000].tolist() == trained.tolist()
         for length in range(10, 500, 10):
             assert int((merged[:length] >= 1000).sum()) == length // 10
+        assert all(1000 in merged[:length] for length in range(2, 10))
+        assert interleave([trained[:0], held], [0, 50]).tolist() == held.tolist()
+
+    def noted(self, ctx):
+        said = []
+        ctx.note = said.append
+        bic.begin(bic.Options(), ctx)
+        return said
+
+    @pytest.mark.parametrize("fit", ["exact", "early-stopped"])
+    def test_two_exemplars_of_each_class_suffice_to_fit_the_bias(self, fit, tmp_path):
+        few = {"budget": Budget(per_class=2), "options": {"fit": fit, "fit_epochs": 20}}
+        first, second = toys.learn("bic", (2, 2), tmp_path, **few)
+        assert first.model.kept.read(bic.HELD.name).tolist() == [False, True] * 2
+        assert second.model.rule.scale[2] != 1
+
+    def test_one_exemplar_of_each_class_cannot_and_it_is_said_before_training(self, tmp_path):
+        ctx, _ = context("bic", (2, 2), tmp_path, budget=Budget(per_class=1))
+        (said,) = self.noted(ctx)
+        assert "stays as it is" in said
+        assert bic.rule(bic.Options(), ctx).scale.tolist() == [1] * 4
+
+    def test_a_rare_class_is_left_out_of_the_fit_and_the_others_are_corrected(self, tmp_path):
+        ctx, _ = context("bic", (2, 2), tmp_path, budget=Budget(per_class=10))
+        ctx.note = lambda text: None
+        new = ctx.sets["new"]
+        ctx.sets["new"] = new.subset(torch.cat([torch.arange(12), torch.arange(12, 15)]))
+        (said,) = self.noted(ctx)
+        assert "1 of 4 classes" in said
+        found = bic.rule(bic.Options(), ctx)
+        assert found.scale[2] == found.scale[3] != 1
+        with torch.no_grad():  # what the rare class says takes no part
+            ctx.net.head.bias[3] += 7
+        assert torch.equal(bic.rule(bic.Options(), ctx).scale, found.scale)
 
     def test_all_pairs_stay_where_the_last_one_replaces_the_others(self, tmp_path):
         rules = {
