@@ -82,6 +82,7 @@ def learn(
         if request is not None or discard:
             raise UsageError("resume continues the interrupted run: it takes no other settings")
         request, settled = LearnRequest.load(workspace.run)
+        first_budget = request.memory_budget
         if memory_budget == request.memory_budget:
             memory_budget = None
         if memory_budget is not None:
@@ -91,7 +92,7 @@ def learn(
     elif request is None:
         raise UsageError("nothing to learn: no folder of new images was given")
     else:
-        settled = {}
+        settled, first_budget = {}, None
     world = join(pick_device(request.device))
     with workspace.locked() if world.leads else contextlib.nullcontext():
         if discard and world.leads:
@@ -122,7 +123,7 @@ def learn(
         )  # fmt: skip
         saved = state.load(workspace.run) if resume else None
         if saved is not None and memory_budget is not None:
-            _refuse_trained_exemplars(job, workspace)
+            _refuse_trained_exemplars(job, workspace, saved, first_budget)
         watch_device(job.device)
         try:
             outcome = increment.train(
@@ -130,6 +131,10 @@ def learn(
             )
             return _finish(job, outcome, tests, workspace, session)
         except BudgetError as error:
+            if not state.exists(workspace.run):  # nothing was trained yet
+                if world.leads:
+                    workspace.discard_run()
+                raise
             # Hours of training are not thrown away because their memory is too small.
             stores = workspace.command("edgecil learn --resume --memory-budget BYTES")
             hint = f"what was trained waits: {stores} stores it, --discard starts over"
@@ -180,9 +185,17 @@ def _refuse_changes(job: Job, settled: dict[str, Any], workspace: Workspace) -> 
             )
 
 
-def _refuse_trained_exemplars(job: Job, workspace: Workspace) -> None:
-    """Refuse another budget where exemplars are trained: as many as the first one takes."""
-    if job.recipe.selection is not None and job.recipe.selection.candidates is not None:
+def _refuse_trained_exemplars(
+    job: Job, workspace: Workspace, saved: state.Saved, first: int | None
+) -> None:
+    """Refuse another budget where exemplars are trained: as many as the ``first`` one takes.
+
+    A larger one is taken at the end of a phase: what was trained may not have fit the first.
+    """
+    if job.recipe.selection is None or job.recipe.selection.candidates is None:
+        return
+    now = job.task.budget.bytes
+    if not saved.over or first is None or now is None or now < first:
         raise UsageError(
             f"{job.recipe.name} trains as many exemplars as its first budget takes: it is settled",
             hint=f"{workspace.command('edgecil learn --resume')}, or --discard to start over",

@@ -189,7 +189,7 @@ class PhaseRun:
         if session.folder is not None and session.world.leads:
             state.save(
                 session.folder, self.ctx, self.optimisers.tensors(), session.first_teachers,
-                phase=self.number, step=step, attempt=self.attempt,
+                phase=self.number, step=step, attempt=self.attempt, over=step == self.steps,
                 compute=session.compute.to_json(),
                 seconds=session.clock.seconds, cpu_seconds=session.clock.cpu_seconds,
                 images=session.images,

@@ -39,6 +39,8 @@ class Saved:
     tensors: Mapping[str, Tensor]
     attempt: int = 1
     """Which run of the phase it was, of those that it was given."""
+    over: bool = False
+    """Whether it was the phase's last step."""
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of one part by their names inside it."""
@@ -83,13 +85,18 @@ def save(
         raise WorkspaceError(f"the run state could not be saved: {error.strerror}") from None
 
 
+def exists(folder: Path) -> bool:
+    """Return whether there is a run state in ``folder``: that something was trained."""
+    return (folder / FILE).exists()
+
+
 def load(folder: Path) -> Saved | None:
     """Return the run state in ``folder``, or None when the run stopped before its first step.
 
     Raises:
         WorkspaceError: the file is damaged.
     """
-    if not (folder / FILE).exists():
+    if not exists(folder):
         return None
     try:
         arrays, metadata = container.read(folder / FILE)

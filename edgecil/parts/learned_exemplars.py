@@ -7,6 +7,9 @@ changed comes back as it was, to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +49,14 @@ class Learned(nn.Module):
         self.values = nn.Parameter(values)
         self.register_buffer("rows", rows)
         self.register_buffer("labels", labels)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Become what is given, however many images these are: a run may go on with more memory."""
+        for name, own in self.state_dict(keep_vars=True).items():
+            own.data = own.new_empty(state_dict[name].shape)
+        return super().load_state_dict(state_dict, strict, assign)
 
     @property
     def count(self) -> int:

@@ -9,7 +9,7 @@ from PIL import Image
 from small_runs import learn
 
 from edgecil import api, planning
-from edgecil.errors import BudgetError
+from edgecil.errors import BudgetError, UsageError
 from edgecil.exemplars import build_exemplars
 from edgecil.memory import codecs
 from edgecil.memory.budget import Budget
@@ -94,3 +94,56 @@ def test_a_run_whose_memory_does_not_fit_goes_on_with_more(folders, tmp_path, mo
     assert result.manifest.kept["budget"]["bytes"] == 20_000
     assert small_runs.equal(small_runs.weights(root), small_runs.weights(straight))
     assert not Workspace(root).waits
+
+
+MNEMONICS = {
+    "method": "icarl+mnemonics", "codec": "webp-lossless", "batch_size": 4,
+    "options": {"mode": "prototype", "outer_epochs": 2, "pixel_lr": 0.5, "finetune": 1},
+}  # fmt: skip
+
+
+def test_where_nothing_was_trained_nothing_waits(folders, tmp_path):
+    """Exemplars that are trained may get smaller: what they take now is asked before training."""
+    root = tmp_path / ".edgecil"
+    with pytest.raises(BudgetError, match="one exemplar of each") as caught:
+        learn(folders[0], root, memory_budget=1500, **MNEMONICS)
+    assert "waits" not in caught.value.hint and "--memory-budget" in caught.value.hint
+    assert not Workspace(root).waits
+
+
+def flat(folder, labels):
+    """Write a folder of images of one colour each: they take more bytes when they are trained."""
+    for label in labels:
+        where = folder / f"class-{label}"
+        where.mkdir(parents=True)
+        for number in range(4):
+            shade = (40 + 50 * label, 20 * number, 200 - 40 * label)
+            Image.new("RGB", (32, 32), shade).save(where / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("old", [0, 2])
+def test_trained_exemplars_that_outgrow_the_budget_go_on_with_a_larger_one(
+    old, tmp_path, monkeypatch
+):
+    """Without old classes it shows when they are stored, with them before the fine-tuning."""
+    root, straight = tmp_path / "a" / ".edgecil", tmp_path / "b" / ".edgecil"
+    if old:
+        for where in (root, straight):
+            base = flat(where.parent / "base", range(2))
+            learn(base, where, method="icarl", codec="webp-lossless", exemplars_per_class=4)
+    new = flat(tmp_path / "new", range(old, old + 2))
+    learn(new, straight, exemplars_per_class=4, **MNEMONICS)
+    with pytest.raises(BudgetError, match="one exemplar of each") as caught:
+        learn(new, root, memory_budget=2000, **MNEMONICS)
+    assert "--resume --memory-budget" in caught.value.hint
+    for budget, error in ((None, BudgetError), (1900, UsageError)):
+        with pytest.raises(error):
+            api.learn(workspace=root, resume=True, memory_budget=budget)
+        assert Workspace(root).waits
+    if not old:
+        monkeypatch.setattr("edgecil.engine.loop.PhaseRun.step", _no_training)
+    result = api.learn(workspace=root, resume=True, memory_budget=90_000)
+    assert 2000 < result.manifest.kept["bytes"] < 90_000
+    assert result.manifest.kept["exemplars_per_class"] == 4
+    assert small_runs.equal(small_runs.weights(root), small_runs.weights(straight))
