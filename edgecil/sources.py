@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -49,10 +50,11 @@ def _scan(method: str, source: Source) -> ImageFolder:
 
 
 def _refuse_classes(folder: ImageFolder, names: Sequence[str]) -> None:
-    """Refuse images in a folder that is called like a class."""
-    known = {folded(name): name for name in names}
+    """Refuse images in a folder that is called like a class: the one given, or one inside it."""
+    known = {folded(name) for name in names}
+    given = os.path.basename(os.path.abspath(folder.root))
     for path in folder.paths:
-        for part in path.relative_to(folder.root).parts[:-1]:
+        for part in (given, *path.relative_to(folder.root).parts[:-1]):
             if folded(part) in known:
                 raise DataError(
                     f"{folder.root}: {part}/ is one of the classes, and these images must show "

@@ -246,22 +246,27 @@ def prototype_loss(
     features = ctx.net(own.inputs(ctx.preprocess)[active]).features
     key = f"prototypes of {name}"
     if key not in ctx.scratch:
-        ctx.scratch[key] = _fixed(ctx, features.detach())
+        ctx.scratch[key] = _fixed(method, ctx, features.detach())
     prototypes = class_prototypes(features, own.labels[active], ctx.scratch[key])
     logits = prototype_logits(queries, prototypes)
     return cross_entropy(logits, batch.labels, slice(0, ctx.classes.seen))
 
 
 @torch.no_grad()
-def _fixed(ctx: Context, like: Tensor) -> Tensor:
-    """Return mean features ``(K, D)`` of the old exemplars as they were stored and of the new."""
+def _fixed(method: Mnemonics, ctx: Context, like: Tensor) -> Tensor:
+    """Return mean features ``(K, D)`` of the old exemplars as they were stored and of the new.
+
+    Those that the host holds apart have no part in it.
+    """
     fixed = like.new_zeros(ctx.classes.seen, like.shape[1])
     own = learned(ctx, NEW)
-    sets = [ctx.sets["kept"], own.images(ctx.preprocess)]
-    if not own.count:
-        rows = own.rows[own.rows >= 0].to(ctx.sets["new"].labels.device)
-        sets[1] = ctx.sets["new"].subset(rows)
-    for images in sets:
+    if own.count:
+        new = own.images(ctx.preprocess).subset(_active(method, ctx, NEW))
+    else:
+        rows = own.rows[own.rows >= 0].cpu()
+        rows = rows[_free(method, ctx, "new")[rows]]
+        new = ctx.sets["new"].subset(rows.to(ctx.sets["new"].labels.device))
+    for images in (_usable(method, ctx, "kept"), new):
         if len(images):
             features = ctx.features(images)
             fixed = class_prototypes(features, images.labels.to(features.device), fixed)

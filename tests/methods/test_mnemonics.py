@@ -195,6 +195,35 @@ def test_prototype_loss_is_the_cross_entropy_of_cosines(tmp_path):
     assert torch.allclose(value, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("mnemonics", mnemonics.NEW), ("mnemonics", mnemonics.HALF_A), ("herding", mnemonics.HALF_A)],
+)
+def test_prototypes_are_of_no_image_that_bic_holds_out(kind, name, tmp_path):
+    options = {"mode": "prototype", "held_out": 0.3, "exemplars": kind}
+    (first,) = toys.learn("bic+mnemonics", (2,), tmp_path, options=options)
+    ctx, phases, run = ready("bic+mnemonics", (2, 2), first.model, options)
+    loop = started(ctx, phases, run, name)
+    batch, own = loop._batch(0), mnemonics.learned(ctx, mnemonics.NEW)
+    if name == mnemonics.NEW:
+        images = ctx.sets["kept"].pixels
+        held = torch.from_numpy(ctx.kept.read("exemplars.held_out"))
+    else:
+        images = own.values.data if own.count else ctx.sets["new"].pixels
+        held = torch.from_numpy(ctx.columns["exemplars.held_out"])
+        held = held[own.rows] if own.count else held
+
+    def loss():
+        ctx.scratch.clear()
+        return float(loop.phase.step(ctx, batch)["exemplars"].value.detach())
+
+    before = loss()
+    for rows, same in ((held, True), (~held, False)):
+        assert rows.any()
+        images[rows] = images[rows] // 2
+        assert (loss() == before) == same
+
+
 def test_old_exemplars_change_by_adjusting_and_only_by_it(tmp_path):
     options = {"exemplars": "herding", "finetune": 0}
     first, adjusted = toys.learn("icarl+mnemonics", (2, 1), tmp_path / "a", options=options)

@@ -179,6 +179,13 @@ class TestFolder:
         (other / "class-8").rename(other / "Class-1")
         assert "Class-1/ is one of the classes" in self.refused(root, folder, monkeypatch, other)
 
+    def test_a_class_itself(self, root, folder, other, monkeypatch):
+        (other / "class-8").rename(other / "CLASS-0")
+        said = self.refused(root, folder, monkeypatch, other / "CLASS-0")
+        assert "CLASS-0/ is one of the classes" in said
+        monkeypatch.chdir(other / "CLASS-0")
+        assert "CLASS-0/ is one" in self.refused(root, folder, monkeypatch, ".")
+
     def test_the_new_images_themselves(self, root, folder, other, monkeypatch):
         shutil.copy(folder / "class-0" / "003.png", other / "class-9" / "picture.png")
         said = self.refused(root, folder, monkeypatch, other)
