@@ -214,6 +214,9 @@ class Recipe:
     """Runs after the engine has grown the head."""
     end: Callable[[Context], None] = nothing
     rule: Callable[[Context], Rule] = argmax_rule
+    reads_rule: bool = False
+    """True when it has a use for a corrected classifier before it (``Context.previous_rule``). For
+    other methods the correction is written into the head that they continue."""
     adopt: Callable[[Origin], str | None] = needs_nothing
     """Returns why the method cannot continue from an origin, or None when it can."""
     training: Training = field(default_factory=Training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,11 @@ class Model:
     kept: Store
     ranges: Ranges = field(default_factory=dict)
     """Range in which every activation tensor of the exported graph is rounded to 8 bits."""
+
+    def folded(self) -> Model:
+        """Return a model with the same scores and as much of the rule in the head as fits there."""
+        net, rule = self.rule.folded(self.net)
+        return replace(self, net=net, rule=rule)
 
 
 def weight_file(model: Model) -> bytes:

@@ -85,9 +85,12 @@ def option_fields(method: str) -> dict[str, list[dataclasses.Field[Any]]]:
     """Return the option fields of every part of ``host+plug-in``.
 
     Raises:
-        UsageError: a part is unknown; the nearest names are offered.
+        UsageError: a part is unknown (the nearest names are offered) or there twice.
     """
     host, *plugs = method.split("+")
+    twice = next((plug for plug in plugs if plugs.count(plug) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{method} has the plug-in {twice} twice", hint="once is enough")
     options = {host: _module(host, "method").Options}
     options |= {plug: _plug_options(_module(plug, "plug-in")) for plug in plugs}
     return {name: list(dataclasses.fields(part)) for name, part in options.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,8 @@ def begin(
 
     The result depends on the arguments alone, so that a resumed run begins alike.
     """
+    if task.previous is not None and not task.recipe.reads_rule:
+        task = replace(task, previous=task.previous.folded())
     device = session.compute.torch_device
     net = _seeded_net(task, session).to(device)
     net = net.to(memory_format=torch.channels_last)

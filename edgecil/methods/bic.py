@@ -203,6 +203,7 @@ def recipe(options: Options) -> Recipe:
         selection=Selection(partial(herding, normalise=False), apart=HELD.name),
         begin=partial(begin, options),
         rule=partial(rule, options),
+        reads_rule=True,
         adopt=adopt,
     )
 

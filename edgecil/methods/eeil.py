@@ -154,6 +154,8 @@ def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
         partial(balanced, rank=RANKINGS[options.ranking]),
         trains=trains,
         prepare=remember_trained,
+        # Features that are not trained do not change: nor do their batch norms.
+        mode="train" if options.finetuned == "network" else "eval",
         part=options.finetuning,
     )
     return train, finetune
@@ -183,8 +185,9 @@ PRESETS: Mapping[str, Preset] = {
     ),
     # ABD's baseline: the balanced stage trains the last layer alone, at a hundredth of the rate and
     # as long as the first. What is left out: there its rate falls at the first stage's milestones,
-    # not after thirds; and the new head is taught by the old network's logits of as many old
-    # classes, where the network just trained was meant and is asked here.
+    # not after thirds; its batch norms follow the balanced images; the new head is taught by the old
+    # network's logits of as many old classes, where the network just trained was meant and is asked
+    # here.
     "abd": Preset(
         ABD_TRAINING,
         options={

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from edgecil.errors import WorkspaceError
 from edgecil.nets.arithmetic import full_precision, unit_rows
+from edgecil.nets.heads import GrowingHead
+from edgecil.nets.net import Net
+from edgecil.nets.taps import freeze
 
 
 class Rule(nn.Module):
@@ -32,6 +35,13 @@ class Rule(nn.Module):
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything that :meth:`from_arrays` needs."""
         raise NotImplementedError
+
+    def folded(self, net: Net) -> tuple[Net, Rule]:
+        """Return a network and a rule with the same scores: what fits into the head is in it.
+
+        ``net`` stays as it is.
+        """
+        return net, self
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
@@ -123,6 +133,17 @@ class CorrectedRule(Rule):
         """Return the corrected logits ``(N, C)``."""
         with full_precision(logits):
             return logits[:, : len(self.scale)] * self.scale + self.shift
+
+    @torch.no_grad()
+    def folded(self, net: Net) -> tuple[Net, Rule]:
+        """Return a network whose head, a linear one, scales and shifts its logits itself."""
+        net, classes = freeze(net), len(self.scale)
+        rows = net.head.rows
+        assert isinstance(rows, GrowingHead) and rows.bias is not None
+        rows.weight[:classes] *= self.scale[:, None].to(rows.weight)
+        rows.bias[:classes] *= self.scale.to(rows.bias)
+        rows.bias[:classes] += self.shift.to(rows.bias)
+        return net, ArgmaxRule(classes)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return scale and shift."""

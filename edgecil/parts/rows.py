@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgecil.context import Context
+from edgecil.nets.heads import GrowingHead
 
 
 def held_below(ctx: Context, first: int) -> Mapping[str, Tensor]:
@@ -15,6 +16,7 @@ def held_below(ctx: Context, first: int) -> Mapping[str, Tensor]:
     if not first:
         return {}
     rows = ctx.net.head.rows
+    assert isinstance(rows, GrowingHead)
     found = {}
     for name, parameter in ctx.net.named_parameters():
         if parameter is rows.weight or parameter is rows.bias:

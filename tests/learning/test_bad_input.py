@@ -153,6 +153,11 @@ class TestSettings:
     def test_a_method_is_no_plug_in(self, root, folder):
         refused(UsageError, root, folder, code=2, says="'icarl' is a method", method="lwf+icarl")
 
+    @pytest.mark.parametrize("method", ["icarl+mnemonics+mnemonics", "lwf+muc+muc"])
+    def test_a_plug_in_twice(self, root, folder, method):
+        plug = method.rpartition("+")[2]
+        refused(UsageError, root, folder, code=2, says=f"plug-in {plug} twice", method=method)
+
     @pytest.mark.parametrize("method", ["lwm+mnemonics", "icarl+muc", "lwm+m2kd", "eeil+mfgr"])
     def test_a_plug_in_on_a_host_that_it_does_not_fit(self, root, folder, method):
         host = method.rpartition("+")[0]

@@ -96,6 +96,22 @@ def test_bic_weighs_by_classes_and_corrects_the_teacher(pairs, base):
     assert value_of(terms["distillation"]) == near(softened(target, student[:, :4]))
 
 
+@pytest.mark.parametrize("method", ["lwf-coreset", "lwf", "finetune", "bic+mnemonics"])
+def test_what_follows_bic_continues_the_corrected_classifier(method, base):
+    """Others know no correction of logits: they get a head that makes the same scores."""
+    before = base("bic", budget=Budget(per_class=10), count=20)
+    rule = CorrectedRule(torch.tensor([1.0, 1.0, 0.5, 0.5]), torch.tensor([0.0, 0.0, -1.0, -1.0]))
+    ctx, _, _ = begun(method, (2, 2, 2), Model(before.net, rule, before.kept))
+    with torch.no_grad():
+        images = torch.randn(4, 3, 32, 32)
+        old, new = before.net(images), ctx.net.eval()(images)
+        teachers = [teacher(images).logits for teacher in ctx.teachers.values()]
+    wanted = old.logits if method == "bic+mnemonics" else rule(old.features, old.logits)
+    for logits in (new.logits[:, :4], *teachers):
+        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+    assert ctx.previous_rule.kind == ("argmax", "bias-corrected")[method == "bic+mnemonics"]
+
+
 def test_the_bias_goes(base):
     """New logits that are far too large are brought down to where the old ones are."""
     before = base("bic", budget=Budget(per_class=10), count=20)
@@ -140,10 +156,10 @@ def test_eeils_balanced_stage_can_train_the_head_alone(base):
     ctx, phases, session = begun("eeil", (2, 2, 2), base("eeil"), options=options)
     assert phases[1].training.optim.lr == near(0.01 * phases[0].training.optim.lr)
     phases[1].prepare(ctx)
-    before = copy.deepcopy(dict(ctx.net.named_parameters()))
+    before = copy.deepcopy(ctx.net.state_dict())
     run = PhaseRun(ctx, phases[1], 1, session)
     run.step(0)
-    moved = {n for n, p in ctx.net.named_parameters() if not torch.equal(p, before[n])}
+    moved = {n for n, v in ctx.net.state_dict().items() if not torch.equal(v, before[n])}
     assert moved == {n for n in before if n.startswith("head.")}
 
 

@@ -8,7 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from edgecil.errors import WorkspaceError
-from edgecil.nets.rules import ArgmaxRule, NearestMeanRule, Rule, build_rule, rule_arrays
+from edgecil.nets.build import build
+from edgecil.nets.net import NetSpec
+from edgecil.nets.rules import (
+    ArgmaxRule,
+    CorrectedRule,
+    NearestMeanRule,
+    Rule,
+    build_rule,
+    rule_arrays,
+)
 
 GENERATOR = torch.Generator().manual_seed(3)
 MEANS = torch.randn(6, 12, generator=GENERATOR)
@@ -28,6 +37,25 @@ def test_nearest_mean_equals_brute_force_distances() -> None:
         distances = [np.sum((unit - m / np.linalg.norm(m)) ** 2) for m in means]
         assert np.argmin(distances) == np.argmax(row)
         np.testing.assert_allclose(2 - 2 * row, distances, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [None, 9])
+def test_a_correction_fits_into_a_linear_head(width: int | None) -> None:
+    net = build(NetSpec("resnet8", width=width), 4).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    rule = CorrectedRule(torch.tensor([1.0, 1.0, 0.5, 0.5]), torch.tensor([0.0, 0.0, -2.0, -2.0]))
+    folded, left = rule.folded(net)
+    assert left.kind == "argmax"
+    with torch.no_grad():
+        images = torch.randn(5, 3, 32, 32, generator=GENERATOR)
+        old, new = net(images), folded(images)
+    torch.testing.assert_close(
+        left(new.features, new.logits), rule(old.features, old.logits), atol=1e-6, rtol=1e-6
+    )
+    assert torch.equal(new.logits[:, 4:], old.logits[:, 4:])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    means = NearestMeanRule(torch.randn(4, 64, generator=GENERATOR))
+    assert means.folded(net) == (net, means)
 
 
 def test_means_have_unit_length_and_do_not_drift() -> None:
