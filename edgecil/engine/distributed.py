@@ -2,7 +2,7 @@
 
 Started by ``torchrun``, every rank draws the same global batch and takes its slice. One
 all-reduce a step carries the gradients, weighted by the share of images, and the averaged
-batch-norm buffers, so that all ranks are equal to the bit after every step. Batch statistics
+batch-norm statistics, so that all ranks are equal to the bit after every step. Batch statistics
 are those of the slice, as in DistributedDataParallel.
 """
 
@@ -51,26 +51,34 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def reduce(self, parameters: list[nn.Parameter], buffers: list[Tensor], share: float) -> None:
-        """Replace gradients by their sum weighted with ``share``, and buffers by their mean.
+    def reduce(self, parameters: list[nn.Parameter], net: nn.Module, share: float) -> None:
+        """Replace gradients by their sum weighted with ``share``, batch-norm statistics by means.
 
-        ``share`` is this rank's part of the images of the global batch, in [0, 1].
+        ``share`` is this rank's part of the images of the global batch, in [0, 1]. Other buffers of
+        ``net`` are equal in all ranks as they are.
         """
         if self.size == 1:
             return
         gradients = [
             (torch.zeros_like(p) if p.grad is None else p.grad).mul_(share) for p in parameters
         ]
-        floats = [b for b in buffers if b.is_floating_point()]
-        parts = gradients + [b / self.size for b in floats]
+        statistics = _statistics(net)
+        parts = gradients + [s / self.size for s in statistics]
         flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
         pieces = torch.split(flat, [part.numel() for part in parts])
         for parameter, gradient, piece in zip(parameters, gradients, pieces, strict=False):
             # Copied back, not viewed: fused optimisers need the parameter's memory format.
             parameter.grad = gradient.copy_(piece.view_as(parameter))
-        for buffer, piece in zip(floats, pieces[len(gradients) :], strict=True):
+        for buffer, piece in zip(statistics, pieces[len(gradients) :], strict=True):
             buffer.copy_(piece.view_as(buffer))
+
+
+def _statistics(net: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of all batch norms that have some."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    both = [s for norm in norms for s in (norm.running_mean, norm.running_var)]
+    return [s for s in both if s is not None]
 
 
 def join(device: torch.device) -> World:

@@ -156,7 +156,7 @@ class PhaseRun:
             self.tally.add(terms)
             loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-        world.reduce(self.optimisers.parameters, list(self.ctx.net.buffers()), share)
+        world.reduce(self.optimisers.parameters, self.ctx.net, share)
         self.optimisers.step(step / self.steps)
 
     def _report(self, step: int, since: float, first: int, images: int) -> None:

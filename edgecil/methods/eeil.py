@@ -185,8 +185,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     # ABD's baseline: the balanced stage trains the last layer alone, at a hundredth of the rate and
     # as long as the first. What is left out: there its rate falls at the first stage's milestones,
-    # not after thirds; its batch norms follow the balanced images; the new head is taught by the old
-    # network's logits of as many old classes, where the network just trained was meant and is asked
+    # not after thirds; its batch norms follow the balanced images; and as many logits of the old
+    # network as the new head has teach it, where the network just trained was meant and is asked
     # here.
     "abd": Preset(
         ABD_TRAINING,

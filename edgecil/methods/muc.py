@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +23,15 @@ from edgecil.errors import UsageError
 from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import Field
 from edgecil.method import ModuleSpec, Phase, Preset, Recipe, Source, Step, Term, Terms
-from edgecil.nets.arithmetic import full_precision
 from edgecil.nets.net import Outputs
 from edgecil.nets.taps import forward_outputs, freeze
 from edgecil.options import option
 from edgecil.parts.importance import SENSITIVITY, add, sensitivity
 from edgecil.parts.lessons import continues
+from edgecil.parts.sides import NEW, OOD, Sides, has_sides, new_sides, side_phase
 from edgecil.settings import Optim, Schedule, Training
 
-OOD, NEW, OLD = "ood", "sides", "old-sides"
-SCHEDULE = Schedule("step", (40 / 80, 60 / 80, 70 / 80))
+OLD = "old-sides"
 MAS_SHARE = 1.4
 """What the published code multiplies the side classifiers' mean importance by."""
 
@@ -58,93 +56,14 @@ class Options:
     )
 
 
-class Sides(nn.Module):
-    """Several linear classifiers of the same features; begins like as many ``nn.Linear``."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits ``(sides, N, C)`` of features ``(N, D)``."""
-        with full_precision(features):
-            rows = self.weight.transpose(1, 2)
-            return features.to(self.weight.dtype) @ rows + self.bias[:, None]
-
-
-def disagreement(logits: Tensor) -> Tensor:
-    """Return sum_{i<j} of the mean of |p_i - p_j| over images and classes; a scalar.
-
-    ``logits`` ``(sides, N, C)``, p their softmax.
-    """
-    shares = torch.softmax(logits.float(), dim=2)
-    pairs = combinations(shares.unbind(), 2)
-    return torch.stack([(a - b).abs().mean() for a, b in pairs]).sum()
-
-
-def has_sides(classes: Classes, increment: int) -> bool:
-    """Return whether an increment (0: the base) trains side classifiers.
-
-    A softmax over one class says nothing, and a single class needs none.
-    """
-    return 0 <= increment < len(classes.groups) and classes.groups[increment] > 1
-
-
 def _taught(classes: Classes) -> bool:
     return has_sides(classes, len(classes.groups) - 2)
-
-
-def _new_sides(count: int, ctx: Context) -> Sides:
-    shape, bound = (count, ctx.classes.new, ctx.net.feature_dim), ctx.net.feature_dim**-0.5
-    draws = torch.rand((shape[0], shape[1], shape[2] + 1), generator=ctx.stream(NEW))
-    drawn = (2 * draws - 1) * bound
-    return Sides(drawn[..., :-1].contiguous(), drawn[..., -1].contiguous())
 
 
 def _kept_sides(ctx: Context) -> nn.Module:
     if not _taught(ctx.classes):
         return nn.Module()
     return Sides(*(torch.from_numpy(ctx.kept.read(f"{NEW}.{part}")) for part in ("weight", "bias")))
-
-
-def _elsewhere(ctx: Context, count: int) -> Tensor:
-    """Return features ``(count, D)`` of images drawn from the other ones.
-
-    The network is frozen and these images are not changed: all features are computed once.
-    """
-    if OOD not in ctx.by_view:
-        ctx.by_view[OOD] = ctx.features(ctx.sets[OOD])
-    known = ctx.by_view[OOD]
-    rows = torch.randint(len(known), (count,), generator=ctx.stream(f"{OOD}-{ctx.step}"))
-    return known.index_select(0, rows.to(known.device))
-
-
-def side_step(options: Options, ctx: Context, batch: Batch) -> Terms:
-    """Return the side classifiers' cross-entropies on new images, less their disagreement."""
-    sides = ctx.modules[NEW]
-    with torch.no_grad():
-        features = ctx.net(batch.images).features
-    labels = (batch.labels - ctx.classes.old).expand(options.sides, -1)
-    logits = sides(features).float()
-    value = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    apart = disagreement(sides(_elsewhere(ctx, len(batch.labels))))
-    return {
-        "side classification": Term(value, options.sides, to=(NEW,)),
-        "disagreement": Term(apart, -options.disagreement, to=(NEW,)),
-    }
-
-
-def side_phase(options: Options, setup: Setup) -> tuple[Phase, ...]:
-    """Return the training of the side classifiers on frozen features, where there is one."""
-    if not has_sides(setup.classes, len(setup.classes.groups) - 1):
-        return ()
-    optim = replace(setup.training.optim, schedule=SCHEDULE)
-    training: Training = replace(setup.training, optim=optim)
-    step = partial(side_step, options)
-    return (
-        Phase("side classifiers", step, training, trains=(NEW,), mode="eval",
-              part=options.side_epochs),
-    )  # fmt: skip
 
 
 def taught_step(host: Step, weight: float, temperature: float, ctx: Context, batch: Batch) -> Terms:
@@ -183,7 +102,7 @@ def over_lwf(host: Recipe, options: Options) -> Recipe:
                     taught_step, p.step, options.side_weight, temperature))
                 for p in found
             )  # fmt: skip
-        return (*found, *side_phase(options, setup))
+        return (*found, *side_phase(options.disagreement, options.side_epochs, setup))
 
     def teachers(ctx: Context) -> dict[str, nn.Module]:
         known = host.teachers(ctx)
@@ -209,7 +128,7 @@ def over_mas(host: Recipe, options: Options) -> Recipe:
     """
 
     def phases(setup: Setup) -> tuple[Phase, ...]:
-        return (*host.phases(setup), *side_phase(options, setup))
+        return (*host.phases(setup), *side_phase(options.disagreement, options.side_epochs, setup))
 
     def end(ctx: Context) -> None:
         host.end(ctx)
@@ -243,17 +162,19 @@ def plug(host: Recipe, options: Options) -> Recipe:
     plugged = HOSTS[host.name](host, options)
     return replace(
         plugged,
-        modules=(*plugged.modules, ModuleSpec(NEW, partial(_new_sides, options.sides))),
+        modules=(*plugged.modules, ModuleSpec(NEW, partial(new_sides, options.sides))),
         sources=(*plugged.sources, Source(OOD, "ood", options.ood)),
     )
 
 
 # The published code's 200 epochs, divided by 10 after 120, 160 and 180. It weighs by (1 - a) and
 # a = t / (t + 1), the shares of new and old classes where all increments are of one size.
+_TRAINING = Training(200, 128, Optim(0.1, 0.9, 5e-4, Schedule("step", (0.6, 0.8, 0.9))))
 PRESETS: Mapping[str, Preset] = {
-    "muc": Preset(
-        Training(200, 128, Optim(0.1, 0.9, 5e-4, Schedule("step", (0.6, 0.8, 0.9)))),
-        options={"balance": True},
-        arch="resnet32-b",
-    ),
+    "muc": Preset(_TRAINING, options={"balance": True}, arch="resnet32-b"),
+    # alpha = 0.01 there, for the mean of the squared logits of an increment of 20 classes; here the
+    # penalty is for their sum: 0.01 / 20. What is left out: there the logits of old classes have no
+    # part in the importance that an increment adds, and that of the classifier itself is doubled
+    # instead of added up.
+    "muc-mas": Preset(_TRAINING, options={"strength": 5e-4}, arch="resnet32-b"),
 }

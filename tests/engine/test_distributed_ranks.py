@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import rank_runs
 import small_runs
+import torch
 import toys
+from torch import nn
 
 from edgecil.engine import increment
 from edgecil.engine.distributed import World
+from edgecil.parts.weight_transfer import add_scales
 from edgecil.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("small_generators")
@@ -111,10 +114,27 @@ def test_stopped_ranks_stop_together_save_once_and_resume_to_the_bit(ran):
     assert stopped.read(2, "memory.safetensors") == whole.read(2, "memory.safetensors")
 
 
+def test_of_the_buffers_batch_norm_statistics_alone_are_averaged(monkeypatch):
+    """A third of a weight, three times, may be another weight."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
+    add_scales(net)
+    frozen, scale = net[0].weight.clone(), net[0].scale
+    scale.grad = torch.ones_like(scale)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(3.0))
+    World(0, 3).reduce([scale], net, 0.5)
+    assert torch.equal(net[0].weight, frozen)
+    assert torch.equal(scale.grad, torch.full_like(scale, 1.5))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.zero_())
+    World(0, 3).reduce([], net, 0.5)
+    assert torch.equal(net[0].weight, frozen)
+    assert not net[1].running_mean.any() and not net[1].running_var.any()
+
+
 def test_a_single_process_needs_no_process_group(monkeypatch):
     world = World()
     assert world.leads
     assert world.share([1]) == [1]
     assert world.any(True, None) is True
     world.barrier()
-    world.reduce([], [], 1.0)
+    world.reduce([], nn.Module(), 1.0)

@@ -1,6 +1,7 @@
 """Side classifiers: what they learn, teach and keep, and where the other images come from."""
 
 import itertools
+import math
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgecil.context import Classes, Setup
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.errors import AdoptError, DataError, Interrupted, UsageError, WorkspaceError
-from edgecil.methods import muc
+from edgecil.parts import sides
 from edgecil.parts.importance import sensitivity
 from edgecil.workspace import Workspace
 
@@ -39,8 +40,8 @@ def test_disagreement_equals_a_loop_over_pairs():
     wanted = sum(
         np.mean([np.abs(shares[i, n] - shares[j, n]).mean() for n in range(7)]) for i, j in pairs
     )
-    assert float(muc.disagreement(torch.tensor(logits))) == pytest.approx(wanted, rel=1e-6)
-    assert float(muc.disagreement(torch.zeros(3, 2, 4))) == 0
+    assert float(sides.disagreement(torch.tensor(logits))) == pytest.approx(wanted, rel=1e-6)
+    assert float(sides.disagreement(torch.zeros(3, 2, 4))) == 0
 
 
 def test_side_classifiers_learn_and_disagree_elsewhere_and_the_network_stays(tmp_path):
@@ -56,10 +57,10 @@ def test_side_classifiers_learn_and_disagree_elsewhere_and_the_network_stays(tmp
         before = {k: v.clone() for k, v in ctx.net.state_dict().items()}
         PhaseRun(ctx, phases[1], 1, session).run()
         assert all(torch.equal(v, before[k]) for k, v in ctx.net.state_dict().items())
-        sides = ctx.modules[muc.NEW]
+        own = ctx.modules[sides.NEW]
         with torch.no_grad():
-            said = sides(ctx.features(ctx.sets["new"]))
-            apart = muc.disagreement(sides(ctx.features(ctx.sets["ood"])))
+            said = own(ctx.features(ctx.sets["new"]))
+            apart = sides.disagreement(own(ctx.features(ctx.sets["ood"])))
         right = (said.argmax(2) == ctx.sets["new"].labels).float().mean(1)
         assert right.min() > 0.8
         found[weight] = float(apart)
@@ -88,7 +89,9 @@ def test_what_the_old_side_classifiers_said_is_distilled_with_the_hosts_weight(t
 
 
 def test_the_preset_weighs_by_classes_and_trains_as_the_published_code():
-    assert "muc" not in registry.presets("lwf") and "muc" not in registry.presets("mas+muc")
+    assert "muc" not in registry.presets("lwf")
+    assert {p for p in registry.presets("lwf+muc") if p.startswith("muc")} == {"muc"}
+    assert {p for p in registry.presets("mas+muc") if p.startswith("muc")} == {"muc-mas"}
     preset = registry.presets("lwf+muc")["muc"]
     recipe = registry.build("lwf+muc", preset.options)
     main, side = recipe.phases(Setup(Classes((20, 20)), preset.training, {"new": 1, "kept": 0}))
@@ -99,6 +102,27 @@ def test_the_preset_weighs_by_classes_and_trains_as_the_published_code():
     epochs = side.training.epochs_for(10_000, side.part)
     milestones = side.training.optim.schedule.milestones
     assert [epochs, *(round(epochs * m) for m in milestones)] == [80, 40, 60, 70]
+
+
+def test_the_preset_over_mas_penalises_as_the_published_code(tmp_path):
+    """alpha times the change of the mean squared logit, where here it is their sum."""
+    preset = registry.presets("mas+muc")["muc-mas"]
+    ctx, _, _ = context("mas+muc", (20,), tmp_path)
+
+    def published(outputs):
+        return outputs.logits[:, :20] / math.sqrt(20)
+
+    theirs, ours = (sensitivity(ctx, toys.image_set(range(2), 3), f) for f in (published, None))
+    for name, value in theirs.items():
+        mine = preset.options["strength"] * ours[name]
+        assert torch.allclose(0.01 * value, mine, rtol=1e-3, atol=1e-9), name
+
+
+def test_ranks_draw_other_images_as_one_process_does(tmp_path):
+    ctx, _, _ = context("lwf+muc", (3,), tmp_path)
+    whole = sides.elsewhere(ctx, 7)
+    ctx.offset = 4
+    assert torch.equal(sides.elsewhere(ctx, 3), whole[4:])
 
 
 def test_kept_is_one_row_per_side_class_and_feature_of_the_last_increment(tmp_path):
@@ -117,9 +141,9 @@ def test_over_mas_the_side_classifiers_add_their_mean_sensitivity(tmp_path):
     registry.build("mas+muc").end(ctx)
     kept = ctx.keeps.read("sensitivity")
     mine = sensitivity(ctx, ctx.sets["new"])
-    sides = ctx.modules[muc.NEW]
+    own = ctx.modules[sides.NEW]
     each = [
-        sensitivity(ctx, ctx.sets["new"], lambda out, n=n: sides(out.features)[n])
+        sensitivity(ctx, ctx.sets["new"], lambda out, n=n: own(out.features)[n])
         for n in range(3)
     ]  # fmt: skip
     assert sum(float(v.sum()) for v in each[0].values()) > 0
