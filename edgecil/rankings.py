@@ -75,6 +75,10 @@ def random_ranking(features: Tensor, count: int, generator: Generator | None = N
     return torch.randperm(len(features), generator=generator)[:count]
 
 
+BLIND = (random_ranking,)
+"""Rankings that look at the number of images alone: their features need not be computed."""
+
+
 def keep_all(features: Tensor, count: int, generator: Generator | None = None) -> Tensor:
     """Return int64 indices of all images in their order."""
     return torch.arange(len(features))

@@ -22,7 +22,7 @@ from edgecil.memory.store import Store
 from edgecil.method import Selection
 from edgecil.nets.build import shapes, stage_channels
 from edgecil.nets.net import NetSpec
-from edgecil.rankings import interleave
+from edgecil.rankings import BLIND, interleave
 from edgecil_runtime.images import fit_square
 
 
@@ -78,7 +78,10 @@ def _ranked(ctx: Context, selection: Selection, most: int | None) -> Candidates:
     images, origin = _choice(ctx)
     classes = ctx.classes
     labels = images.labels.cpu()
-    features = None if selection.everything else ctx.features(images).cpu()
+    features = None
+    if not selection.everything:
+        blind = selection.rank in BLIND
+        features = torch.zeros(len(images), 0) if blind else ctx.features(images).cpu()
     ranked = {}
     for label in (*classes.updated, *range(classes.old, classes.seen)):
         rows = torch.nonzero(labels == label)[:, 0]

@@ -88,26 +88,35 @@ def _new_rows(ctx: Context, counts: Tensor | None = None) -> Tensor:
     return torch.cat([of_class[:n] for of_class, n in zip(rows, limits, strict=True)])
 
 
+def _taken(ctx: Context) -> Tensor:
+    """Return the labels of the exemplars that the budget would take now, found out once.
+
+    For room: the network that ranks them in the end is another.
+    """
+    assert ctx.shelf is not None
+    key = "exemplars that fit"
+    if key not in ctx.scratch:
+        ctx.scratch[key] = ctx.shelf.trial(ctx.shelf.ranked())[0].labels
+    found: Tensor = ctx.scratch[key]
+    return found
+
+
 def build_new(method: Mnemonics, ctx: Context) -> Learned:
     """Return room for as many new exemplars as the budget is likely to take."""
-    assert ctx.shelf is not None
-    new, side = ctx.sets["new"], ctx.preprocess.resize
-    labels = new.labels
+    labels, side = ctx.sets["new"].labels, ctx.preprocess.resize
     if method.learns:
-        taken, _ = ctx.shelf.trial(ctx.shelf.ranked())
-        labels = taken.labels[taken.labels >= ctx.classes.old]
+        taken = _taken(ctx)
+        labels = taken[taken >= ctx.classes.old]
     values = torch.zeros(len(labels) if method.learns else 0, 3, side, side)
     return Learned(torch.full((len(labels),), -1), labels.clone(), values)
 
 
 def build_half(method: Mnemonics, number: int, ctx: Context) -> Learned:
     """Return half A (0) or B (1) of the old exemplars that fit beside the new ones."""
-    assert ctx.shelf is not None
     kept = ctx.sets["kept"]
     rows = torch.zeros(0, dtype=torch.int64)
     if method.adjusts and len(kept):
-        taken, _ = ctx.shelf.trial(ctx.shelf.ranked())
-        counts = torch.bincount(taken.labels.cpu(), minlength=ctx.classes.seen)
+        counts = torch.bincount(_taken(ctx).cpu(), minlength=ctx.classes.seen)
         labels = kept.labels.cpu()
         ranks = torch.arange(len(labels)) - torch.searchsorted(labels, labels)
         stays = ranks < counts[labels]
@@ -286,7 +295,7 @@ def pixel_step(method: Mnemonics, name: str, ctx: Context, batch: Batch) -> Term
 
 
 def finetune_step(method: Mnemonics, ctx: Context, batch: Batch) -> Terms:
-    """Return L_c on exemplars, equally many of each class."""
+    """Return L_c on exemplars: as many of each class as are stored."""
     logits = ctx.net(batch.images).logits
     return {"fine-tuning": Term(method.loss(logits, batch.labels, ctx.classes.seen))}
 

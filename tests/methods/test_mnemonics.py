@@ -10,12 +10,12 @@ import toys
 from torch.nn import functional as F
 
 from edgecil import registry
-from edgecil.context import Classes, Setup
+from edgecil.context import Classes, Context, Setup
 from edgecil.data.pixels import to_pixels, to_values
 from edgecil.engine import increment, state
 from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
-from edgecil.engine.selection import exemplar_images
+from edgecil.engine.selection import Memory, exemplar_images
 from edgecil.errors import UsageError
 from edgecil.memory import process
 from edgecil.memory.budget import Budget
@@ -274,6 +274,17 @@ def started(ctx, phases, run, name):
 def replayed(tmp_path_factory):
     """Two classes, learned with exemplars."""
     return toys.learn("lwf-coreset", (2,), tmp_path_factory.mktemp("base"))[0].model
+
+
+def test_what_the_budget_takes_is_found_out_once_and_by_chance_without_features(
+    replayed, monkeypatch
+):
+    tried, trial = [], Memory.trial
+    monkeypatch.setattr(Memory, "trial", lambda *args: tried.append(args) or trial(*args))
+    monkeypatch.setattr(Context, "features", lambda *_: pytest.fail("looked at for no reason"))
+    ctx, _, _ = ready("lwf-coreset+mnemonics", (2, 1), replayed)
+    assert len(tried) == 1
+    assert all(mnemonics.learned(ctx, name).count for name in (mnemonics.NEW, mnemonics.HALF_A))
 
 
 def test_each_half_is_validated_on_the_other_and_new_ones_on_new_images(replayed):
