@@ -27,6 +27,7 @@ SIDE = 32
 METHODS = [name for name, info in registry.methods().items() if info.kind == "method"]
 METHODS += ["lwf-mc+aux", "lwf-mc+mmd", "icarl+aux", "icarl+m2kd", "lwf+muc", "mas+muc"]
 METHODS += ["icarl+mfgr", "icarl+mnemonics", "bic+mnemonics:mode=prototype:weight_transfer=on"]
+METHODS += ["lwf-coreset+mnemonics:oversample=off", "lucir+mnemonics:weight_transfer=on"]
 
 
 def pixels_of(label: int, count: int, seed: int = 0) -> np.ndarray:

@@ -14,22 +14,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from edgecil.context import Context, ce_span
+from edgecil.context import Context
 from edgecil.data.images import Batch
 from edgecil.errors import UsageError
-from edgecil.losses.classification import cross_entropy
-from edgecil.losses.distillation import softmax_distillation
 from edgecil.method import (
     SOFTMAX_BASE,
     Preset,
     Recipe,
-    Term,
     Terms,
     needs_head,
     one_phase,
     previous_net,
 )
 from edgecil.options import option
+from edgecil.parts.softened import softened_terms
 from edgecil.settings import ABD_TRAINING, Optim, Training
 
 PAPER = "Li and Hoiem: Learning without Forgetting, ECCV 2016"
@@ -50,19 +48,11 @@ class Options:
 
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     """Return CE and KD_T over the old units, both on new images."""
-    logits = ctx.net(batch.images).logits
-    span = ce_span(ctx, options.ce_scope)
-    classes = ctx.classes
-    share = 1 - classes.taught / classes.seen if options.balance else None
-    ce_weight = options.ce_weight if share is None else 1 - share
-    terms = {"classification": Term(cross_entropy(logits, batch.labels, span), ce_weight)}
-    if ctx.teachers:
-        teacher = ctx.teach("previous", batch.images).logits
-        distilled = softmax_distillation(
-            teacher[:, : classes.old], logits[:, : classes.old], options.temperature
-        )
-        terms["distillation"] = Term(distilled, options.kd_weight if share is None else share)
-    return terms
+    classes, weights = ctx.classes, (options.ce_weight, options.kd_weight)
+    if options.balance:
+        share = 1 - classes.taught / classes.seen
+        weights = 1 - share, share
+    return softened_terms(ctx, batch, options.ce_scope, options.temperature, *weights)
 
 
 def recipe(options: Options) -> Recipe:

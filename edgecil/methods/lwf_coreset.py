@@ -10,23 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from edgecil.context import Context, ce_span
+from edgecil.context import Context
 from edgecil.data.images import Batch
-from edgecil.losses.classification import cross_entropy
-from edgecil.losses.distillation import softmax_distillation
 from edgecil.memory.fields import exemplar_fields
 from edgecil.method import (
     SOFTMAX_BASE,
     Preset,
     Recipe,
     Selection,
-    Term,
     Terms,
     needs_head,
     one_phase,
     previous_net,
 )
 from edgecil.options import option
+from edgecil.parts.softened import softened_terms
 from edgecil.parts.views import half_old
 from edgecil.rankings import herding, random_ranking
 from edgecil.settings import ABD_TRAINING
@@ -48,14 +46,7 @@ class Options:
 
 def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     """Return the cross-entropy over all seen classes and KD_T over the old units."""
-    logits = ctx.net(batch.images).logits
-    old = ctx.classes.old
-    terms = {"classification": Term(cross_entropy(logits, batch.labels, ce_span(ctx, "seen")))}
-    if ctx.teachers:
-        teacher = ctx.teach("previous", batch.images).logits
-        distilled = softmax_distillation(teacher[:, :old], logits[:, :old], options.temperature)
-        terms["distillation"] = Term(distilled, options.kd_weight)
-    return terms
+    return softened_terms(ctx, batch, "seen", options.temperature, 1.0, options.kd_weight)
 
 
 def recipe(options: Options) -> Recipe:

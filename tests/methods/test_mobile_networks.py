@@ -14,6 +14,8 @@ REFUSED = {
     "lwf-mc+aux": "keeps the rows of a linear head",
     "icarl+aux": "keeps the rows of a linear head",
     "icarl+mnemonics": "differentiate twice",
+    "lwf-coreset+mnemonics:oversample=off": "differentiate twice",
+    "lucir+mnemonics:weight_transfer=on": "differentiate twice",
 }
 
 
