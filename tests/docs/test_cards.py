@@ -37,7 +37,7 @@ def test_every_method_has_a_section_with_its_options_and_presets(document):
 def test_what_is_planned_and_measured_is_shown(document):
     sections = {part.partition("`")[0]: part for part in document.split("\n## `")[1:]}
     assert "| keeps between increments | nothing |" in sections["lwm"]
-    assert "`importance`, 1.85 MB" in sections["ewc"]
+    assert "`fisher`, 1.85 MB" in sections["ewc"]
     assert "| outputs | sigmoid or softmax |" in sections["lwm"]
     assert "(results/quick-mirrored) | `m2kd:pruning=0` |" in sections["m2kd"]
     assert "Learning without Memorizing, CVPR 2019" in sections["lwm"]
