@@ -159,7 +159,7 @@ class TestRegistry:
         for host in ("icarl", "bic", "lucir", "rehearsal"):
             assert added(f"{host}+mnemonics") == {"mnemonics", "mnemonics-released"}
         assert added("lwf+muc") == {"muc"}
-        assert added("mas+muc") == set()  # it has nothing to balance
+        assert added("mas+muc") == {"muc-mas"}
         assert added("icarl+mfgr") == set()  # those of mfgr are the method's own
         with pytest.raises(UsageError, match="unknown plug-in"):
             registry.presets("icarl+mnemonix")
