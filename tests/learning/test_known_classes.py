@@ -141,7 +141,7 @@ def test_a_run_of_another_version_is_not_said_to_resume(base, folders, monkeypat
     assert "--discard" in caught.value.hint and "--resume" not in caught.value.hint
     with pytest.raises(WorkspaceError, match="current version changed") as caught:
         api.learn(workspace=root, resume=True)
-    assert caught.value.hint.endswith("or first edgecil rollback 2")
+    assert "or first edgecil rollback 2" in caught.value.hint
     place.rollback(2)
     assert api.learn(workspace=root, resume=True).manifest.groups == (2, 2, 2)
     shutil.rmtree(root)
