@@ -23,6 +23,7 @@ from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.engine.increment import Outcome
 from edgecil.engine.loop import Session
 from edgecil.errors import (
+    AdoptError,
     BudgetError,
     DataError,
     DependencyMissing,
@@ -124,6 +125,8 @@ def learn(
         saved = state.load(workspace.run) if resume else None
         if saved is not None and memory_budget is not None:
             _refuse_trained_exemplars(job, workspace, saved, first_budget)
+        if memory_budget is not None and world.leads:
+            job.request.save(workspace.run, **settled)  # if this is stopped, too, it stays
         watch_device(job.device)
         try:
             outcome = increment.train(
@@ -149,7 +152,7 @@ def learn(
             )
             hint = f"{over}; or make room and {workspace.command('edgecil learn --resume')}"
             raise OutOfMemory(error.message, smaller=error.smaller, hint=hint) from error
-        except (TrainingError, DataError):
+        except (AdoptError, TrainingError, DataError):
             # It would fail in the same way again: there is nothing to resume.
             if world.leads:
                 workspace.discard_run()

@@ -85,9 +85,9 @@ def keep_all(features: Tensor, count: int, generator: Generator | None = None) -
 
 
 def interleave(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Return ranked lists merged into one whose every prefix holds each in its share.
+    """Return ranked lists merged into one whose prefixes hold each in its share.
 
-    The first of every list come before all others, so that a short prefix holds some of each, too.
+    The first image of every list comes before all others: a short prefix holds one of each.
     ``sizes`` are the numbers of images that the lists rank the best of; the order inside a list
     stays.
     """

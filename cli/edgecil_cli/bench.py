@@ -76,7 +76,7 @@ def bench(
         Path | None, value("Results, table and plots; default: bench/PROTOCOL.", "DIR")
     ] = None,
     against: Annotated[
-        str | None, value("Differences of the others to it, paired over seeds.", "NAME")
+        str | None, value("The others' differences to this row, paired over seeds.", "NAME")
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -130,6 +130,8 @@ def bench(
     if runs:
         _run(output, runs, data, folder, jobs, pool)
     made = report.write(folder, chosen, spread=spread.value)
+    if output.for_people:  # whatever --against says: the runs were made
+        _show(output, made.results)
     compared = [] if against is None else paired.differences(made.results, against)
     rows = [_row(r) for r in made.results]
     output.result(
@@ -137,7 +139,6 @@ def bench(
         value_only=str(folder),
     )
     if output.for_people:
-        _show(output, made.results)
         if against is not None:
             _show_differences(output, against, compared)
         output.pairs([("table, plots", ", ".join(short(path) for path in made.files))])

@@ -35,8 +35,8 @@ from edgecil.workspace import VersionManifest, Workspace
 from edgecil_runtime.container import write_atomic
 
 ROWS = "rows.json"
-WORDS = ("summary", "source", "notes", "published", "known")
-"""What a protocol says that decides no result."""
+NO_PART = ("summary", "source", "notes", "published", "known")
+"""Fields of a protocol that decide no result."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Run:
         asked = asdict(self)
         del asked["timed"]
         asked["settings"] = {k: v for k, v in self.settings.items() if v is not None}
-        asked["protocol"] = {k: v for k, v in asked["protocol"].items() if k not in WORDS}
+        asked["protocol"] = {k: v for k, v in asked["protocol"].items() if k not in NO_PART}
         text = json.dumps(asked, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -181,7 +182,7 @@ def make(run: Run, data: Path, out: Path, stopped: Any) -> Fault | None:
             run, listing, work, should_stop=stopped, on_increment=told, bases=Bases(out / BASES)
         )
         write_atomic(result_path(out, run), results.to_text(result).encode())
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
         return None
     except Exception as error:
         fault = _fault(error, work)
@@ -203,7 +204,8 @@ def _fault(error: Exception, work: Path) -> Fault | None:
             return Fault(error.message, error.hint, error.code, error.exit_code)
         case OSError():
             text = f"{error.filename or work}: {error.strerror or error}"
-            hint = "see whether the disk is full; the same command goes on"
+            cure = "make room on the disk" if error.errno == errno.ENOSPC else "put that right"
+            hint = f"{cure}; the same command goes on"
             return Fault(text, hint, WorkspaceError.code, WorkspaceError.exit_code)
     if not out_of_memory(error):
         return None

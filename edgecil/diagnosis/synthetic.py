@@ -101,7 +101,8 @@ def make(
     recipe, preprocess = recipe_of(manifest), manifest.input
     if recipe is not None and recipe.draws is not None and before.kept.names:
         kept = f"from what version {origin.version} keeps"
-        say(f"synthetic images as {manifest.method} draws them, {kept}")
+        unused = "" if steps is None else "; nothing is optimised: the steps have no effect"
+        say(f"synthetic images as {manifest.method} draws them, {kept}{unused}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "synthesis"))
             pixels = to_pixels(recipe.draws(before.kept, preprocess, count), preprocess)

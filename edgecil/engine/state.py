@@ -40,7 +40,7 @@ class Saved:
     attempt: int = 1
     """Which run of the phase it was, of those that it was given."""
     over: bool = False
-    """Whether it was the phase's last step."""
+    """Whether this attempt of the phase has made all its steps."""
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of one part by their names inside it."""

@@ -25,7 +25,7 @@ from edgecil.exporting.scales import scales_like
 _POOLING = ("GlobalAveragePool",)  # of a whole map: the head begins
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Least and largest value that 8 bits can tell of every map of a network, by tensor name."""
+"""The values that 8 bits span, least and largest, of every map of a network, by tensor name."""
 
 
 def map_names(model: ModelProto) -> list[str]:

@@ -98,7 +98,9 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
     rows = held(options, real)
     # The teacher is shown what a loss wants to know about: eq. (14) the synthetic images.
     asked = images[rows.start : 2 * real if options.finetuning else rows.stop]
-    taught = ctx.teach("previous", asked).logits[:, :old] if len(asked) else torch.empty(0, old)
+    taught = images.new_empty(0, old)
+    if len(asked):
+        taught = ctx.teach("previous", asked).logits[:, :old]
     with counted(ctx.net, options.bn_passes):
         outputs = ctx.net(images)
     span = ce_span(ctx, "new" if options.local_ce else "seen")

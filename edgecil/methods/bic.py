@@ -1,7 +1,7 @@
 """BiC: replay and distillation, then two numbers that take the bias out of the new logits.
 
-Wu et al. 2019. Kept between increments: exemplars, a tenth of which is never trained on, in any
-increment: the bias is fitted on these. The two numbers are part of the classifier.
+Wu et al. 2019. Kept between increments: exemplars, a tenth of which (of few, one) is never trained
+on, in any increment: the bias is fitted on these. The two numbers are part of the classifier.
 """
 
 from __future__ import annotations

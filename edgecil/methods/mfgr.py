@@ -115,7 +115,8 @@ def _of_generator(options: Options) -> list[str]:
         {(name, value) for name, value in preset.options.items() if name in names}
         for preset in PRESETS.values()
     ]
-    rest = min((given - own for own in (set(), *presets) if own <= given), key=len)
+    whole = [own for own in presets if dict(own).keys() <= dict(given).keys()]
+    rest = min((given - own for own in (set(), *whole)), key=len)
     return [name for name in names if name in dict(rest)]
 
 

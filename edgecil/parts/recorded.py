@@ -76,7 +76,8 @@ def count_of(options: RecordingOptions, classes: Classes, real: int) -> int:
 def generated(options: RecordingOptions, ctx: Context, real: int) -> Tensor:
     """Return images ``(N, 3, S, S)`` of old classes to learn beside a rank's ``real`` new ones.
 
-    Their number is that of the global batch, of which every rank makes its part, at least one.
+    Their number is that of the global batch, of which every rank makes its part, at least two:
+    batch norms need them.
     """
     count = count_of(options, ctx.classes, ctx.total)
     if not options.synthetic and count < balanced(options, ctx.classes, ctx.total):
@@ -88,7 +89,7 @@ def generated(options: RecordingOptions, ctx: Context, real: int) -> Tensor:
     # In train mode, as in the released code: a batch then has the moments of normalised images.
     source = source_of(ctx).train()
     with torch.no_grad():
-        images: Tensor = source.draw(max(1, stop - first), skip=first)
+        images: Tensor = source.draw(max(2, stop - first), skip=first)
     return images.float().contiguous(memory_format=torch.channels_last)
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from small_runs import learn
 
 from edgecil import api, planning
-from edgecil.errors import BudgetError, UsageError
+from edgecil.engine.loop import Session
+from edgecil.errors import BudgetError, Interrupted, UsageError
 from edgecil.exemplars import build_exemplars
 from edgecil.memory import codecs
 from edgecil.memory.budget import Budget
@@ -143,7 +144,14 @@ def test_trained_exemplars_that_outgrow_the_budget_go_on_with_a_larger_one(
         assert Workspace(root).waits
     if not old:
         monkeypatch.setattr("edgecil.engine.loop.PhaseRun.step", _no_training)
-    result = api.learn(workspace=root, resume=True, memory_budget=90_000)
+    larger = {"memory_budget": 90_000}
+    if old:  # stopped in the fine-tuning, it keeps the larger budget
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            often = small_runs.looking_often(Session.__init__)
+            patched.setattr(Session, "__init__", often)
+            api.learn(workspace=root, resume=True, **larger, should_stop=lambda: True)
+        larger = {}
+    result = api.learn(workspace=root, resume=True, **larger)
     assert 2000 < result.manifest.kept["bytes"] < 90_000
     assert result.manifest.kept["exemplars_per_class"] == 4
     assert small_runs.equal(small_runs.weights(root), small_runs.weights(straight))

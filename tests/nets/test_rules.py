@@ -39,9 +39,10 @@ def test_nearest_mean_equals_brute_force_distances() -> None:
         np.testing.assert_allclose(2 - 2 * row, distances, atol=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["resnet8", "mobilenet_v3_small"])  # whose head has a layer more
 @pytest.mark.parametrize("width", [None, 9])
-def test_a_correction_fits_into_a_linear_head(width: int | None) -> None:
-    net = build(NetSpec("resnet8", width=width), 4).eval()
+def test_a_correction_fits_into_a_linear_head(arch: str, width: int | None) -> None:
+    net = build(NetSpec(arch, width=width), 4).eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     rule = CorrectedRule(torch.tensor([1.0, 1.0, 0.5, 0.5]), torch.tensor([0.0, 0.0, -2.0, -2.0]))
     folded, left = rule.folded(net)
