@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgecil import registry
 from edgecil.data.images import ImageSet
 from edgecil.data.pixels import to_pixels
 from edgecil.data.streams import stream_seed
@@ -20,6 +19,7 @@ from edgecil.engine.compute import Compute
 from edgecil.errors import UsageError
 from edgecil.method import Recipe
 from edgecil.model import Model
+from edgecil.prepare import recipe_of_version
 from edgecil.synthesis.dreams import Dreaming, synthesise
 from edgecil.synthesis.objective import Inversion
 from edgecil.workspace import VersionManifest
@@ -55,16 +55,14 @@ class Sample(NamedTuple):
         return dict(zip(names, counts, strict=True))
 
 
-def recipe_of(manifest: VersionManifest) -> Recipe | None:
+def _recipe(manifest: VersionManifest) -> Recipe | None:
     """Return the method of a version; None where it is not known here.
 
     A kept generator (``warm_start``) is not gone on from: that of a diagnosis begins anew.
     """
     try:
-        preset = registry.presets(manifest.method).get(manifest.training.get("preset") or "")
-        options = registry.with_preset(preset, manifest.options)
-        return registry.build(manifest.method, options)
-    except UsageError:  # a model from elsewhere, or a method that is not installed here
+        return recipe_of_version(manifest)
+    except UsageError:  # a method that is not installed here
         return None
 
 
@@ -98,7 +96,7 @@ def make(
         TrainingError: a loss became NaN, or all images show one class in every attempt.
     """
     (origin, before), (manifest, model) = source, version
-    recipe, preprocess = recipe_of(manifest), manifest.input
+    recipe, preprocess = _recipe(manifest), manifest.input
     if recipe is not None and recipe.draws is not None and before.kept.names:
         kept = f"from what version {origin.version} keeps"
         unused = "" if steps is None else "; nothing is optimised: the steps have no effect"
