@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_errors_break_at_blanks_on_a_terminal_alone(colour, width, stdout):
     shown = seen(width, words, stdout)
     lines = shown.splitlines()
     assert len(lines) > 2 and max(map(len, lines)) <= width
-    assert shown.split() == piped.split()
+    # What each process measures of itself differs by some pages: the words are the same.
+    assert re.sub(r"\d+", "0", shown).split() == re.sub(r"\d+", "0", piped).split()
     assert not any(line.startswith(("MB", ",")) for line in lines)  # a number keeps its unit
 
 
