@@ -37,6 +37,8 @@ class Evaluation:
     """Time per image of every batch."""
     task_aware: float = float("nan")
     """Accuracy when the increment of an image is known."""
+    task_aware_released: float = float("nan")
+    """The same without each increment's last class, as in ABD's code."""
 
     @property
     def top1(self) -> float:
@@ -83,6 +85,7 @@ class Evaluation:
             "top1": _known(self.top1),
             "top5": _known(self.top5),
             "task_aware": _known(self.task_aware),
+            "task_aware_released": _known(self.task_aware_released),
             "n": self.n,
             "old": _known(self.old),
             "new": _known(self.new),
@@ -138,4 +141,5 @@ def evaluate_images(
     return Evaluation(
         tuple(labels), tuple(groups), counts, metrics.top_k(values, truth), times,
         metrics.task_aware(values, truth, spans),
+        metrics.task_aware(values, truth, spans, released=True),
     )  # fmt: skip

@@ -99,19 +99,25 @@ def top_k(scores: NDArray[np.float32], labels: NDArray[np.int64], k: int = 5) ->
 
 
 def task_aware(
-    scores: NDArray[np.float32], labels: NDArray[np.int64], spans: Sequence[slice]
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    spans: Sequence[slice],
+    *,
+    released: bool = False,
 ) -> float:
     """Return the accuracy when the task is known: arg-max inside the label's own span.
 
-    ABD eq. (16), with the last class of each task included.
+    ABD eq. (16), with the last class of each task included; with ``released`` without the images
+    of that class, which ABD's code leaves out. NaN without images.
     """
-    hits = 0
+    hits = images = 0
     for span in spans:
-        rows = (labels >= span.start) & (labels < span.stop)
+        rows = (labels >= span.start) & (labels < span.stop - released)
         if not rows.any():  # the argmax over no classes, of an increment that added none, fails
             continue
         hits += int((scores[rows, span].argmax(axis=1) + span.start == labels[rows]).sum())
-    return hits / len(labels) if len(labels) else float("nan")
+        images += int(rows.sum())
+    return hits / images if images else float("nan")
 
 
 def images_per_second(result: Mapping[str, Any]) -> float | None:

@@ -61,6 +61,7 @@ class TestOneRun:
             found = api.evaluate(data / "test", workspace=tmp_path / "ws", ignore_unknown=True)
             assert done["accuracy"][number] == found.top1
             assert done["task_aware"][number] == found.task_aware
+            assert done["task_aware_released"][number] == found.task_aware_released
             assert done["by_increment"][number] == found.by_increment()
         assert done["confusion"] == found.counts.tolist()
 

@@ -117,4 +117,9 @@ def test_accuracy_when_the_task_is_known_includes_each_last_class():
     )
     labels = np.array([1, 1, 2, 4, 4])
     assert metrics.task_aware(scores, labels, spans) == pytest.approx(3 / 5)
+    # Only the images of the classes 0 and 3 are left: ABD's code asks for less than the last one.
+    seen = np.array([0, 0, 2, 3, 4])
+    assert metrics.task_aware(scores, seen, spans) == pytest.approx(2 / 5)
+    assert metrics.task_aware(scores, seen, spans, released=True) == pytest.approx(1 / 3)
+    assert math.isnan(metrics.task_aware(scores, labels, spans, released=True))
     assert math.isnan(metrics.task_aware(scores[:0], labels[:0], spans))
