@@ -7,40 +7,32 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from edgecil._version import __version__
 from edgecil.data.images import ImageSet
-from edgecil.engine import increment, state
+from edgecil.engine import increment
 from edgecil.engine.compute import Compute, pick_device, pick_threads, time_precision
 from edgecil.engine.distributed import join
 from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.engine.increment import Outcome
 from edgecil.engine.loop import Session
 from edgecil.errors import (
-    AdoptError,
-    BudgetError,
-    DataError,
     DependencyMissing,
-    Interrupted,
-    OutOfMemory,
-    TrainingError,
     UsageError,
-    WorkspaceError,
 )
 from edgecil.evaluation import Evaluation, evaluate_images
-from edgecil.intake import decode_tests, test_folders
-from edgecil.memory.process import device_peak, peak_memory, watch_device
-from edgecil.model import Model, classifier_bytes, weight_file
+from edgecil.intake import decode_tests
+from edgecil.memory.process import watch_device
+from edgecil.model import Model, weight_file
 from edgecil.nets.build import build
 from edgecil.planning import check_budget
 from edgecil.prepare import Job, prepare
 from edgecil.request import LearnRequest
+from edgecil.unfinished import Unfinished, begin, kept_where_it_can_go_on
+from edgecil.version_record import record
 from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
 
 
@@ -79,84 +71,50 @@ def learn(
         BudgetError: what is kept does not fit; if it shows after training, resume continues.
         EdgecilError: whatever else went wrong; the workspace is as it was.
     """
-    if resume:
-        if request is not None or discard:
-            raise UsageError("resume continues the interrupted run: it takes no other settings")
-        request, settled = LearnRequest.load(workspace.run)
-        first_budget = request.memory_budget
-        if memory_budget == request.memory_budget:
-            memory_budget = None
-        if memory_budget is not None:
-            request = replace(
-                request, memory_budget=memory_budget, exemplars_per_class=None, exemplars_total=None
-            )
-    elif request is None:
+    if resume and (request is not None or discard):
+        raise UsageError("resume continues the interrupted run: it takes no other settings")
+    unfinished = Unfinished.of(workspace, memory_budget) if resume else None
+    if unfinished is not None:
+        request = unfinished.request
+    if request is None:
         raise UsageError("nothing to learn: no folder of new images was given")
-    else:
-        settled, first_budget = {}, None
     world = join(pick_device(request.device))
     with workspace.locked() if world.leads else contextlib.nullcontext():
         if discard and world.leads:
             workspace.discard_run()
         world.barrier()
-        if not resume:
+        if unfinished is None:
             workspace.refuse_unfinished()
-        elif settled["version"] in workspace.versions():
+        elif unfinished.is_committed(workspace):
             return _committed(workspace, listener)
         world.barrier()  # nobody looks for an unfinished run any more: it may be written
         job = prepare(request, workspace, listener)
-        _refuse_changes(job, settled, workspace)
+        if unfinished is not None:
+            unfinished.refuse_changes(job, workspace)
         check_budget(job)
         tests = decode_tests(
             job.request, job.images, job.parent, job.names, job.preprocess, workspace.root,
             lambda text: listener(Note(text)),
         )  # fmt: skip
-        chosen = Compute.from_json(settled["compute"]) if settled else choose_compute(job)
+        chosen = choose_compute(job) if unfinished is None else unfinished.compute
         compute = replace(world.share(chosen), device=str(job.device))
         torch.set_num_threads(compute.threads)
-        if world.leads and not resume:
-            number = {"version": workspace.next_version(), "compute": compute.to_json()}
-            job.request.save(workspace.run, **number, **_identity(job))
+        saved = None
+        if unfinished is not None:
+            saved = unfinished.load_state(job, workspace, leads=world.leads)
+        elif world.leads:
+            begin(job, workspace, compute)
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         session = Session(
             compute, job.preprocess, job.augment, request.seed, world, listener, should_stop,
             deadline, folder=workspace.run,
         )  # fmt: skip
-        saved = state.load(workspace.run) if resume else None
-        if saved is not None and memory_budget is not None:
-            _refuse_trained_exemplars(job, workspace, saved, first_budget)
-        if memory_budget is not None and world.leads:
-            job.request.save(workspace.run, **settled)  # if this is stopped, too, it stays
         watch_device(job.device)
-        try:
+        with kept_where_it_can_go_on(request, workspace, leads=world.leads):
             outcome = increment.train(
                 job.task, job.sets, session, saved=saved, paths=job.images.paths
             )
             return _finish(job, outcome, tests, workspace, session)
-        except BudgetError as error:
-            if not state.exists(workspace.run):  # nothing was trained yet
-                if world.leads:
-                    workspace.discard_run()
-                raise
-            # Hours of training are not thrown away because their memory is too small.
-            stores = workspace.command("edgecil learn --resume --memory-budget BYTES")
-            hint = f"what was trained waits: {stores} stores it, --discard starts over"
-            raise BudgetError(error.message, hint=hint) from None
-        except Interrupted as error:
-            again = workspace.command("edgecil learn --resume")
-            raise Interrupted(error.message, hint=again) from None
-        except OutOfMemory as error:
-            # Other programs may have had the memory: the run waits.
-            over = request.command(
-                *error.smaller.split(), "--discard", "--workspace", str(workspace.root)
-            )
-            hint = f"{over}; or make room and {workspace.command('edgecil learn --resume')}"
-            raise OutOfMemory(error.message, smaller=error.smaller, hint=hint) from error
-        except (AdoptError, TrainingError, DataError):
-            # It would fail in the same way again: there is nothing to resume.
-            if world.leads:
-                workspace.discard_run()
-            raise
 
 
 def _committed(workspace: Workspace, listener: Listener) -> LearnResult:
@@ -164,45 +122,6 @@ def _committed(workspace: Workspace, listener: Listener) -> LearnResult:
     listener(Note("the run had finished: its version is the current one"))
     manifest = workspace.manifest()
     return LearnResult(manifest, None, workspace.path(manifest.version))
-
-
-def _identity(job: Job) -> dict[str, Any]:
-    parent = job.parent.version if job.parent else None
-    others = {f"images of {name}": value for name, value in job.other_fingerprints.items()}
-    return {"fingerprint": job.images.fingerprint, "parent": parent, **others}
-
-
-def _refuse_changes(job: Job, settled: dict[str, Any], workspace: Workspace) -> None:
-    """Refuse to resume on other images or another version than the run began with."""
-    for name, value in _identity(job).items() if settled else ():
-        if settled[name] != value:
-            what = {"fingerprint": f"the images in {job.request.new_data}"}
-            what["parent"] = "the current version"
-            began = settled["parent"] if name == "parent" else None
-            earlier = workspace.command(f"edgecil rollback {began}")
-            back = f", or first {earlier}" if began else ""
-            over = workspace.command("edgecil learn --discard --new-data dir/")
-            raise WorkspaceError(
-                f"{what.get(name, f'the {name}')} changed since the run was interrupted",
-                hint=f"{over} to start over{back}",
-            )
-
-
-def _refuse_trained_exemplars(
-    job: Job, workspace: Workspace, saved: state.Saved, first: int | None
-) -> None:
-    """Refuse another budget where exemplars are trained: as many as the ``first`` one takes.
-
-    A larger one is taken at the end of a phase: what was trained may not have fit the first.
-    """
-    if job.recipe.selection is None or job.recipe.selection.candidates is None:
-        return
-    now = job.task.budget.bytes
-    if not saved.over or first is None or now is None or now < first:
-        raise UsageError(
-            f"{job.recipe.name} trains as many exemplars as its first budget takes: it is settled",
-            hint=f"{workspace.command('edgecil learn --resume')}, or --discard to start over",
-        )
 
 
 def choose_compute(job: Job) -> Compute:
@@ -235,7 +154,9 @@ def _finish(
         evaluation = _evaluate(job, outcome.model, tests, session)
         model = _with_ranges(job, outcome.model, session.listener)
         session.listener(Stage("saving"))
-        manifest = _manifest(job, outcome, model, workspace, session, evaluation)
+        manifest = record(
+            workspace.next_version(), job, outcome, model, session.compute, evaluation
+        )
         kept = model.kept.encode()
         files = {WEIGHTS: weight_file(model)} | ({MEMORY: kept} if kept else {})
         workspace.commit(manifest, files)
@@ -272,72 +193,3 @@ def _with_ranges(job: Job, model: Model, listener: Listener) -> Model:
         listener(Note(job.notes[-1]))
         return model
     return Model(model.net, model.rule, model.kept, ranges)
-
-
-def _manifest(
-    job: Job, outcome: Outcome, model: Model, workspace: Workspace, session: Session,
-    evaluation: Evaluation | None,
-) -> VersionManifest:  # fmt: skip
-    request, groups = job.request, job.task.classes.groups
-    increments = [i for i, n in enumerate(groups, start=1) for _ in range(n)]
-    clock = outcome.clock
-    kept = model.kept.report()
-    return VersionManifest(
-        version=workspace.next_version(),
-        parent=job.parent.version if job.parent else None,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        method=job.recipe.name,
-        options=dict(request.options),
-        classes=[
-            {"name": name, "increment": i} for name, i in zip(job.names, increments, strict=True)
-        ],
-        net=model.net.spec.to_json(),
-        head_kind=job.recipe.head_kind,
-        rule={"kind": model.rule.kind, "score_kind": model.rule.score_kind},
-        preprocess=job.preprocess.to_json(),
-        classifier_bytes=classifier_bytes(model),
-        kept={
-            "bytes": kept.kept_bytes,
-            "fields": kept.fields(),
-            "codec": request.codec,
-            "exemplar_size": request.exemplar_size,
-            "budget": request.limits,
-            "exemplars_per_class": outcome.exemplars_per_class,
-        },
-        training={
-            **asdict(job.task.training),
-            "seed": request.seed,
-            "preset": request.preset,
-            "augment": asdict(job.augment),
-            "new_images": len(job.images.new),
-            "new_images_per_class": job.class_sizes[job.task.classes.old :],
-            "updated": _updated(job),
-            "new_image_bytes": job.images.file_bytes,
-            "images": outcome.images,
-            "seconds": clock.seconds,
-            "cpu_seconds": clock.cpu_seconds,
-            "images_per_second": outcome.images / max(clock.seconds, 1e-9),
-            "memory_bytes": dict(outcome.training_bytes),
-            "peak_rss_bytes": peak_memory()["peak_rss_bytes"],
-            "peak_device_bytes": device_peak(job.device),
-            **session.compute.to_json(),
-        },
-        test=None if evaluation is None else _test_record(job, evaluation),
-        notes=job.notes,
-        increments=job.task.classes.increment,
-        edgecil_version=__version__,
-    )
-
-
-def _updated(job: Job) -> list[dict[str, int]]:
-    """Return head row and number of new images of the known classes that were taught again."""
-    counts = torch.bincount(job.images.new.labels.cpu(), minlength=len(job.names)).tolist()
-    return [{"class": row, "images": counts[row]} for row in job.task.classes.updated]
-
-
-def _test_record(job: Job, evaluation: Evaluation) -> dict[str, Any]:
-    """Return accuracies and the folders they came from, for later increments to use again."""
-    wanted = ("top1", "top5", "n", "old", "new", "by_increment")
-    values = evaluation.to_json()
-    folders = [str(f) for f in test_folders(job.request, job.images, job.parent)]
-    return {**{key: values[key] for key in wanted}, "folders": folders}
