@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from edgecil import foreign, learning, planning
+from edgecil import foreign
 from edgecil.data.decode import decode
 from edgecil.data.images import ImageSet, concat
 from edgecil.data.source import align, unknown_classes
@@ -19,11 +19,13 @@ from edgecil.engine.compute import inference_compute
 from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import DataError, UsageError
 from edgecil.evaluation import Evaluation, evaluate_images, scores
-from edgecil.intake import load_images, scan_tests
-from edgecil.learning import LearnResult
-from edgecil.planning import LearnPlan
-from edgecil.prepare import load_version, prepare
-from edgecil.request import LearnRequest
+from edgecil.learning import planning, run
+from edgecil.learning.intake import load_images, scan_tests
+from edgecil.learning.planning import LearnPlan
+from edgecil.learning.prepare import prepare
+from edgecil.learning.request import LearnRequest
+from edgecil.learning.run import LearnResult
+from edgecil.versions import load_version
 from edgecil.workspace import VersionManifest, Workspace
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ def learn(
 ) -> LearnResult:
     """Return the new version after learning the classes in the folder ``new_data``.
 
-    ``settings`` are fields of :class:`edgecil.request.LearnRequest`. ``resume=True`` continues
-    an interrupted run and takes no others but a larger ``memory_budget``.
+    ``settings`` are fields of :class:`edgecil.learning.request.LearnRequest`. ``resume=True``
+    continues an interrupted run and takes no others but a larger ``memory_budget``.
 
     Raises:
         Interrupted: stopped by ``should_stop`` or after ``time_limit`` seconds.
@@ -109,7 +111,7 @@ def learn(
     if resume and (method is not None or settings):
         raise UsageError("resume continues the interrupted run: it takes no other settings")
     request = None if new_data is None else _request(new_data, method, settings)
-    return learning.learn(
+    return run.learn(
         request, Workspace.find(workspace), resume=resume, discard=discard,
         memory_budget=budget, time_limit=time_limit, listener=listener, should_stop=should_stop,
     )  # fmt: skip
@@ -129,7 +131,7 @@ def plan(
         EdgecilError: it cannot be done.
     """
     job = prepare(_request(new_data, method, settings), Workspace.find(workspace), listener)
-    return planning.make_plan(job, learning.choose_compute(job))
+    return planning.make_plan(job, run.choose_compute(job))
 
 
 def evaluate(

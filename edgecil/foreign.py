@@ -11,13 +11,13 @@ from typing import Any, Literal
 from edgecil._version import __version__
 from edgecil.data.source import folded
 from edgecil.errors import DataError, UsageError
+from edgecil.learning.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
 from edgecil.memory.store import Store
 from edgecil.model import Model, classifier_bytes, weight_file
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
 from edgecil.nets.pretrained import load_classifier
 from edgecil.nets.rules import ArgmaxRule
-from edgecil.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
 from edgecil.settings import PRESETS, Preprocess
 from edgecil.workspace import FOREIGN, WEIGHTS, VersionManifest, Workspace
 

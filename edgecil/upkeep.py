@@ -203,7 +203,7 @@ def _class_rows(
 
 def _kept(workspace: Workspace, manifest: VersionManifest) -> Store | None:
     """Return the kept memory of a version that still has images, else None."""
-    from edgecil.prepare import fields_of
+    from edgecil.versions import fields_of
 
     if workspace.read(manifest.version, MEMORY) is None:
         return None
@@ -237,7 +237,7 @@ def _copies(workspace: Workspace, version: int, path: Path) -> tuple[list[Pixels
     changed. False beside it: it can be otherwise, as pixels of kept images were trained.
     """
     from edgecil.engine.selection import stored_side
-    from edgecil.prepare import recipe_of_version
+    from edgecil.versions import recipe_of_version
     from edgecil_runtime.images import fit_square, read_image
 
     decoded = fit_square(read_image(path), workspace.manifest(version).input.resize)

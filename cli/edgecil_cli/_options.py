@@ -10,7 +10,7 @@ import typer
 from edgecil import registry
 from edgecil.errors import EdgecilError
 from edgecil.exporting import targets
-from edgecil.request import LearnRequest
+from edgecil.learning.request import LearnRequest
 from edgecil.workspace import Workspace
 
 EXPERT = "Expert options"

@@ -12,7 +12,7 @@ from edgecil_cli._output import Output, percent
 from edgecil_cli._tables import Column
 
 if TYPE_CHECKING:
-    from edgecil.planning import LearnPlan
+    from edgecil.learning.planning import LearnPlan
 
 Field = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from edgecil.errors import Interrupted, UsageError
-from edgecil.request import LearnRequest
+from edgecil.learning.request import LearnRequest
 from edgecil.units import parse_bytes, parse_seconds
 from edgecil.workspace import Workspace, with_workspace
 from edgecil_cli import _stop, _summary

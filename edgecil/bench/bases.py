@@ -23,7 +23,7 @@ import torch
 from edgecil import registry
 from edgecil.engine import state
 from edgecil.engine.events import Event, Listener, PhaseStarted, Stage
-from edgecil.request import LearnRequest
+from edgecil.learning.request import LearnRequest
 from edgecil.workspace import REQUEST, Workspace
 
 

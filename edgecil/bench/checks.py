@@ -12,11 +12,12 @@ from edgecil.bench.protocol import Protocol
 from edgecil.bench.runner import Run
 from edgecil.engine.compute import Precision, pick_device
 from edgecil.errors import UsageError
-from edgecil.learning import choose_compute
+from edgecil.learning.planning import kept_plan
+from edgecil.learning.prepare import Job, prepare
+from edgecil.learning.run import choose_compute
 from edgecil.nets.build import check_arch
-from edgecil.planning import kept_plan
-from edgecil.prepare import Job, prepare, recipe_of
 from edgecil.spelling import nearest
+from edgecil.versions import recipe_of
 from edgecil.workspace import Workspace
 
 TRIAL = 2

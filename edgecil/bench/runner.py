@@ -26,11 +26,11 @@ from edgecil.engine.compute import Precision, inference_compute
 from edgecil.engine.events import Listener, ignore
 from edgecil.errors import UsageError
 from edgecil.evaluation import Evaluation, evaluate_images
-from edgecil.intake import load_images
-from edgecil.learning import learn
-from edgecil.prepare import load_version
+from edgecil.learning.intake import load_images
+from edgecil.learning.request import LearnRequest
+from edgecil.learning.run import learn
 from edgecil.registry import presets
-from edgecil.request import LearnRequest
+from edgecil.versions import load_version
 from edgecil.workspace import VersionManifest, Workspace
 from edgecil_runtime.container import write_atomic
 

@@ -19,8 +19,8 @@ from edgecil.diagnosis.measures import Drift
 from edgecil.engine.compute import Compute
 from edgecil.losses.attention import attention, attention_distance
 from edgecil.model import Model
-from edgecil.prepare import load_version
 from edgecil.settings import Preprocess
+from edgecil.versions import load_version
 from edgecil.workspace import VersionManifest, Workspace
 
 BATCH = 256

@@ -22,9 +22,9 @@ from edgecil.diagnosis.measures import NEW, OLD, SYNTHETIC, Diagnosis, distances
 from edgecil.diagnosis.synthetic import Sample, Version, make
 from edgecil.engine.compute import Compute, inference_compute
 from edgecil.errors import DataError, DependencyMissing
-from edgecil.intake import load_images, scan_tests
+from edgecil.learning.intake import load_images, scan_tests
 from edgecil.model import Model
-from edgecil.prepare import load_version
+from edgecil.versions import load_version
 from edgecil.workspace import VersionManifest, Workspace
 from edgecil_runtime.container import write_atomic
 

@@ -19,9 +19,9 @@ from edgecil.engine.compute import Compute
 from edgecil.errors import UsageError
 from edgecil.method import Recipe
 from edgecil.model import Model
-from edgecil.prepare import recipe_of_version
 from edgecil.synthesis.dreams import Dreaming, synthesise
 from edgecil.synthesis.objective import Inversion
+from edgecil.versions import recipe_of_version
 from edgecil.workspace import VersionManifest
 
 Version = tuple[VersionManifest, Model]

@@ -17,16 +17,16 @@ from edgecil import registry
 from edgecil.bench import results
 from edgecil.cards import Card, card, paper, preset_text, text
 from edgecil.errors import UsageError
+from edgecil.learning.planning import kept_plan
+from edgecil.learning.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import IMAGES
 from edgecil.nets.net import NetSpec
-from edgecil.planning import kept_plan
-from edgecil.prepare import recipe_of
 from edgecil.registry import MethodInfo
 from edgecil.reporting.training import training_memory
-from edgecil.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
 from edgecil.settings import CIFAR
 from edgecil.units import format_bytes
+from edgecil.versions import recipe_of
 
 GROUPS = (10, 10)
 PER_CLASS = 500

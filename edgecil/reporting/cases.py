@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 from edgecil import registry
 from edgecil.bench.runner import Variant
+from edgecil.learning.planning import kept_plan
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import IMAGES
 from edgecil.memory.plan import MemoryPlan, Row
 from edgecil.memory.report import Comparison, MethodMemory, method_memory
 from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
-from edgecil.planning import kept_plan
-from edgecil.prepare import recipe_of
 from edgecil.reporting.protocol import Dataset, MemoryProtocol
 from edgecil.reporting.training import training_memory
 from edgecil.settings import PRESETS
+from edgecil.versions import recipe_of
 
 
 @dataclass(frozen=True)

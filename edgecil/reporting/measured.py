@@ -11,11 +11,11 @@ from edgecil.bench import results as bench
 from edgecil.bench.results import Result
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
+from edgecil.learning.request import DEFAULT_CODEC
 from edgecil.memory.fields import IMAGES
 from edgecil.memory.report import Comparison, MethodMemory
 from edgecil.reporting.cases import Case
 from edgecil.reporting.protocol import Dataset, MemoryProtocol
-from edgecil.request import DEFAULT_CODEC
 from edgecil.workspace import Workspace
 
 

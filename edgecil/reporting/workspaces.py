@@ -9,14 +9,14 @@ from typing import Any
 
 from edgecil import registry
 from edgecil.errors import BudgetError
+from edgecil.learning.planning import kept_plan
 from edgecil.memory.budget import Budget
 from edgecil.memory.plan import HEADER, MemoryPlan, Row
 from edgecil.memory.report import MethodMemory, method_memory, to_csv, to_json
 from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
-from edgecil.planning import kept_plan
-from edgecil.prepare import recipe_of
 from edgecil.reporting.training import training_memory
+from edgecil.versions import recipe_of
 from edgecil.workspace import FOREIGN, VersionManifest, Workspace
 
 

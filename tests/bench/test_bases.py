@@ -12,7 +12,7 @@ from edgecil.bench import layouts
 from edgecil.bench.bases import Bases, key
 from edgecil.bench.runner import Run, Variant, execute
 from edgecil.engine.events import PhaseStarted
-from edgecil.request import LearnRequest
+from edgecil.learning.request import LearnRequest
 
 
 @pytest.fixture(scope="module")

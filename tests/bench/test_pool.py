@@ -13,7 +13,6 @@ import torch
 import toys
 from small_runs import PROTOCOL, same
 
-from edgecil import learning
 from edgecil.bench import pool, runner, worker
 from edgecil.bench.protocol_files import parse
 from edgecil.bench.runner import Run, Variant
@@ -163,7 +162,7 @@ class TestPrecision:
             shapes.append(tuple(images.shape[-2:]))
             return "bfloat16"
 
-        monkeypatch.setattr(learning, "time_precision", time_precision)
+        monkeypatch.setattr("edgecil.learning.run.time_precision", time_precision)
         return shapes
 
     def test_is_timed_once_and_kept_with_the_work(self, data, tmp_path, started, timings):

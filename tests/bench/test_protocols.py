@@ -20,9 +20,9 @@ from edgecil.bench.runner import Run, Variant, execute
 from edgecil.data import orders
 from edgecil.engine.optim import schedule_factor
 from edgecil.errors import DataError, UsageError
-from edgecil.prepare import prepare
+from edgecil.learning.prepare import prepare
+from edgecil.learning.request import LearnRequest
 from edgecil.registry import presets
-from edgecil.request import LearnRequest
 from edgecil.settings import CIFAR, Preprocess, Schedule, Training
 from edgecil.workspace import Workspace
 from edgecil_cli.bench import bench

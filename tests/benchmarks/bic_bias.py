@@ -28,7 +28,7 @@ from edgecil.engine.compute import inference_compute
 from edgecil.evaluation import Evaluation, evaluate_images
 from edgecil.model import Model
 from edgecil.nets.rules import ArgmaxRule, CorrectedRule
-from edgecil.prepare import load_version
+from edgecil.versions import load_version
 from edgecil.workspace import Workspace
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from edgecil import registry
 from edgecil.errors import UsageError, WorkspaceError
+from edgecil.learning.request import LearnRequest
 from edgecil.memory.fields import holds_images
-from edgecil.request import LearnRequest
 from edgecil.settings import (
     CIFAR,
     IMAGENET,

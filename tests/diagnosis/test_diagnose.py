@@ -27,11 +27,11 @@ from edgecil.losses.attention import attention_distance, grad_attention
 from edgecil.memory.store import Store
 from edgecil.nets.build import build
 from edgecil.nets.net import NetSpec
-from edgecil.prepare import load_version
 from edgecil.settings import CIFAR
 from edgecil.synthesis import dreams
 from edgecil.synthesis.recording import Recording
 from edgecil.upkeep import rename
+from edgecil.versions import load_version
 from edgecil.workspace import Workspace
 
 

@@ -13,9 +13,9 @@ from edgecil.errors import UsageError
 from edgecil.memory.fields import COUNTS, IMAGES
 from edgecil.method import Selection
 from edgecil.methods import rehearsal
-from edgecil.prepare import load_version
 from edgecil.rankings import keep_all
 from edgecil.settings import IMAGENET, Preprocess
+from edgecil.versions import load_version
 from edgecil.workspace import Workspace
 from edgecil_runtime.images import fit_square, read_image
 

@@ -8,10 +8,11 @@ import small_runs
 from PIL import Image
 from small_runs import learn
 
-from edgecil import api, planning
+from edgecil import api
 from edgecil.engine.loop import Session
 from edgecil.errors import BudgetError, Interrupted, UsageError
 from edgecil.exemplars import build_exemplars
+from edgecil.learning import planning
 from edgecil.memory import codecs
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import exemplar_fields

@@ -18,7 +18,7 @@ from edgecil.errors import AdoptError, DataError, UsageError, WorkspaceError
 from edgecil.nets.build import build
 from edgecil.nets.heads import HiddenHead
 from edgecil.nets.net import NetSpec
-from edgecil.prepare import load_version
+from edgecil.versions import load_version
 from edgecil.workspace import FOREIGN, Workspace
 
 models = pytest.importorskip("torchvision.models")

@@ -14,7 +14,7 @@ from edgecil.engine import loop
 from edgecil.errors import AdoptError, DataError, Interrupted, UsageError, WorkspaceError
 from edgecil.memory.fields import COUNTS
 from edgecil.memory.store import Store
-from edgecil.prepare import fields_of
+from edgecil.versions import fields_of
 from edgecil.workspace import MEMORY, Workspace
 
 

@@ -10,8 +10,9 @@ import small_runs
 import toys
 from small_runs import QUICK, learn, tree
 
-from edgecil import api, planning, registry
+from edgecil import api, registry
 from edgecil.errors import WorkspaceError
+from edgecil.learning import planning
 from edgecil.workspace import MEMORY, Workspace
 
 pytestmark = pytest.mark.usefixtures("small_generators")

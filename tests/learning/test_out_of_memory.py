@@ -11,7 +11,7 @@ from small_runs import learn, tree
 
 from edgecil import api
 from edgecil.errors import OutOfMemory
-from edgecil.request import LearnRequest
+from edgecil.learning.request import LearnRequest
 from edgecil.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("small_generators")

@@ -16,7 +16,7 @@ from edgecil import api, upkeep
 from edgecil.errors import AdoptError, DataError, UnfinishedRun, UsageError, WorkspaceError
 from edgecil.memory.fields import COUNTS, IMAGES
 from edgecil.memory.store import Store
-from edgecil.prepare import fields_of
+from edgecil.versions import fields_of
 from edgecil.workspace import MEMORY, REQUEST, WEIGHTS, Workspace
 
 

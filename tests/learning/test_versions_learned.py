@@ -46,9 +46,9 @@ def test_the_peak_of_the_gpus_memory_is_recorded_and_none_without_one(
     folders, tmp_path, monkeypatch
 ):
     watched = []
-    monkeypatch.setattr("edgecil.learning.watch_device", watched.append)
+    monkeypatch.setattr("edgecil.learning.run.watch_device", watched.append)
     for number, peak in enumerate((None, 2**30)):
-        monkeypatch.setattr("edgecil.version_record.device_peak", lambda device, peak=peak: peak)
+        monkeypatch.setattr("edgecil.learning.record.device_peak", lambda device, peak=peak: peak)
         training = learn(folders[number], tmp_path / ".edgecil").manifest.training
         assert training["peak_device_bytes"] == peak and training["peak_rss_bytes"] > 0
     assert [device.type for device in watched] == ["cpu", "cpu"]

@@ -15,12 +15,12 @@ from edgecil.engine.increment import begin
 from edgecil.engine.loop import PhaseRun
 from edgecil.engine.selection import dimensions
 from edgecil.errors import BudgetError, TrainingError
+from edgecil.learning.planning import kept_plan
 from edgecil.memory.budget import Budget
 from edgecil.memory.plan import plan
 from edgecil.method import Origin
 from edgecil.methods.dgr import REPLAY, VAE, Options, kept_images, kept_vae, vae_optim
 from edgecil.nets.net import NetSpec
-from edgecil.planning import kept_plan
 from edgecil.settings import CIFAR, Optim, Preprocess, Schedule
 from edgecil.synthesis.vae import VaeSpec
 

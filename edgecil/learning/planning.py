@@ -16,6 +16,7 @@ from edgecil.engine.loop import PhaseRun, Session
 from edgecil.engine.selection import dimensions, stored_image, stored_side
 from edgecil.errors import BudgetError
 from edgecil.exemplars import least_bytes
+from edgecil.learning.prepare import Job
 from edgecil.memory.budget import Budget, count_for
 from edgecil.memory.codecs import item_codec
 from edgecil.memory.fields import IMAGES
@@ -23,7 +24,6 @@ from edgecil.memory.plan import MemoryPlan, plan
 from edgecil.memory.store import Store
 from edgecil.method import Recipe
 from edgecil.nets.net import NetSpec
-from edgecil.prepare import Job
 from edgecil.units import format_bytes
 
 TRIAL_STEPS = 3

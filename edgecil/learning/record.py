@@ -12,11 +12,11 @@ from edgecil._version import __version__
 from edgecil.engine.compute import Compute
 from edgecil.engine.increment import Outcome
 from edgecil.evaluation import Evaluation
-from edgecil.intake import test_folders
+from edgecil.learning.intake import test_folders
+from edgecil.learning.prepare import Job
 from edgecil.manifest import VersionManifest
 from edgecil.memory.process import device_peak, peak_memory
 from edgecil.model import Model, classifier_bytes
-from edgecil.prepare import Job
 
 
 def record(

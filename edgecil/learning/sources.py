@@ -13,9 +13,9 @@ from edgecil.data.images import ImageSet
 from edgecil.data.resident import place
 from edgecil.data.source import ImageFolder, fingerprint, folded, scan_all
 from edgecil.errors import DataError, UsageError
-from edgecil.intake import load_images
+from edgecil.learning.intake import load_images
+from edgecil.learning.request import LearnRequest
 from edgecil.method import Recipe, Source
-from edgecil.request import LearnRequest
 from edgecil.settings import Preprocess
 
 Folders = Mapping[str, ImageFolder]

@@ -24,15 +24,15 @@ from edgecil.errors import (
     UsageError,
 )
 from edgecil.evaluation import Evaluation, evaluate_images
-from edgecil.intake import decode_tests
+from edgecil.learning.intake import decode_tests
+from edgecil.learning.planning import check_budget
+from edgecil.learning.prepare import Job, prepare
+from edgecil.learning.record import record
+from edgecil.learning.request import LearnRequest
+from edgecil.learning.unfinished import Unfinished, begin, kept_where_it_can_go_on
 from edgecil.memory.process import watch_device
 from edgecil.model import Model, weight_file
 from edgecil.nets.build import build
-from edgecil.planning import check_budget
-from edgecil.prepare import Job, prepare
-from edgecil.request import LearnRequest
-from edgecil.unfinished import Unfinished, begin, kept_where_it_can_go_on
-from edgecil.version_record import record
 from edgecil.workspace import MEMORY, WEIGHTS, VersionManifest, Workspace
 
 

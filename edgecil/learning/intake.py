@@ -31,8 +31,8 @@ from edgecil.data.source import (
 from edgecil.data.streams import stream
 from edgecil.engine.events import Listener, Stage
 from edgecil.errors import DataError, UsageError
+from edgecil.learning.request import LearnRequest
 from edgecil.nets.build import auto_arch
-from edgecil.request import LearnRequest
 from edgecil.settings import CIFAR, IMAGENET, Preprocess, Stream
 from edgecil.units import format_bytes
 from edgecil.workspace import VersionManifest

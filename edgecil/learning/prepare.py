@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -17,17 +16,18 @@ from edgecil.engine.events import Listener, Note, ignore
 from edgecil.engine.increment import Task
 from edgecil.engine.selection import exemplar_images, stored_side
 from edgecil.errors import AdoptError, UsageError
-from edgecil.intake import Images, choose_input, decode_new, scan_new, updated_rows
+from edgecil.learning.intake import Images, choose_input, decode_new, scan_new, updated_rows
+from edgecil.learning.request import DEFAULT_PER_CLASS, LearnRequest
+from edgecil.learning.sources import fingerprints, load_sources, scan_sources
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
-from edgecil.memory.fields import COUNTS, IMAGES, Field
+from edgecil.memory.fields import COUNTS, IMAGES
 from edgecil.memory.store import Store
 from edgecil.method import Origin, Preset, Recipe
-from edgecil.model import Model, load
+from edgecil.model import Model
 from edgecil.nets.net import Net, NetSpec
-from edgecil.request import DEFAULT_PER_CLASS, LearnRequest
 from edgecil.settings import Augment, Preprocess, Training
-from edgecil.sources import fingerprints, load_sources, scan_sources
+from edgecil.versions import load_version, recipe_of
 from edgecil.workspace import FOREIGN, MEMORY, VersionManifest, Workspace
 
 ONLY_COPIES = "it needs the files of the old images, and only copies of some are kept"
@@ -64,53 +64,6 @@ class Job:
         labels = torch.cat([self.kept.labels.cpu(), self.images.new.labels.cpu()])
         sizes: list[int] = torch.bincount(labels, minlength=self.task.classes.seen).tolist()
         return sizes
-
-
-def recipe_of(
-    method: str,
-    options: Mapping[str, Any],
-    codec: str,
-    exemplar_size: int | None = None,
-    head_kind: str = "",
-) -> Recipe:
-    """Return the recipe of a method whose exemplars are stored with ``codec``.
-
-    ``exemplar_size`` is their side in pixels, None that of decoded images; ``head_kind`` what
-    the logits mean of the model that it continues.
-    """
-    recipe = registry.build(method, options).on(head_kind)
-    stored: dict[str, Any] = {"codec": codec}
-    if exemplar_size is not None:
-        stored["shape"] = ("K", exemplar_size, exemplar_size, 3)
-    fields = tuple(
-        dataclasses.replace(f, **stored) if f.name == IMAGES and f.codec != "reference" else f
-        for f in recipe.fields
-    )
-    return dataclasses.replace(recipe, fields=fields)
-
-
-def load_version(workspace: Workspace, version: int | None = None) -> tuple[VersionManifest, Model]:
-    """Return a version's manifest and model (default: the current version).
-
-    Raises:
-        WorkspaceError: there is no such version, or it is damaged.
-    """
-    manifest = workspace.manifest(version)
-    return manifest, load(workspace, manifest, fields_of(manifest))
-
-
-def recipe_of_version(manifest: VersionManifest) -> Recipe | None:
-    """Return the recipe that a version was made with; None of a model trained elsewhere."""
-    if manifest.method == FOREIGN:
-        return None
-    kept = manifest.kept
-    return recipe_of(manifest.method, manifest.options, kept["codec"], kept.get("exemplar_size"))
-
-
-def fields_of(manifest: VersionManifest) -> tuple[Field, ...]:
-    """Return the declaration of what a version keeps."""
-    recipe = recipe_of_version(manifest)
-    return () if recipe is None else recipe.fields
 
 
 def _refusal(

@@ -19,8 +19,8 @@ from edgecil.errors import (
     UsageError,
     WorkspaceError,
 )
-from edgecil.prepare import Job
-from edgecil.request import LearnRequest
+from edgecil.learning.prepare import Job
+from edgecil.learning.request import LearnRequest
 from edgecil.workspace import Workspace
 
 
