@@ -133,19 +133,22 @@ def files_of(images: ImageSet, folder) -> list:
     return paths
 
 
-def learn(method: str, sizes, folder, count: int = 12, seed: int = 0, **changes):
-    """Return the outcomes of learning increments of the given sizes, one after another."""
-    outcomes, first = [], 0
+def increments(method: str, sizes, folder, count: int = 12, seed: int = 0, **changes):
+    """Yield the outcomes of learning increments of the given sizes, one after another."""
+    previous, first = None, 0
     for number, size in enumerate(sizes, start=1):
         new = image_set(range(first, first + size), count)
-        previous = outcomes[-1].model if outcomes else None
         given = task(method, sizes[:number], previous, **changes)
         paths = files_of(new, folder / f"increment-{number}")
-        outcomes.append(
-            increment.train(given, sets_of(given, new), session(seed=seed), paths=paths)
-        )
+        outcome = increment.train(given, sets_of(given, new), session(seed=seed), paths=paths)
+        yield outcome
+        previous = outcome.model
         first += size
-    return outcomes
+
+
+def learn(method: str, sizes, folder, **settings):
+    """Return the outcomes of :func:`increments`."""
+    return list(increments(method, sizes, folder, **settings))
 
 
 def changed(method: str, **options):
