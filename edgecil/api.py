@@ -14,7 +14,7 @@ import torch
 from edgecil import foreign
 from edgecil.data.decode import decode
 from edgecil.data.images import ImageSet, concat
-from edgecil.data.source import align, unknown_classes
+from edgecil.data.source import align, left_out, unknown_classes
 from edgecil.engine.compute import inference_compute
 from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import DataError, UsageError
@@ -245,14 +245,16 @@ def export(
     recorded = (manifest.test or {}).get("folders", [])
     folders = [Path(f) for f in ([test_data] if test_data else recorded)]
     listener(Stage("reading test images"))
-    sets = [
-        load_images(
-            align(scan_tests(f), manifest.names), manifest.input, place.root,
-            say=lambda text: listener(Note(text)),
-        ).images
-        for f in folders
-        if test_data or f.is_dir()
-    ]  # fmt: skip
+
+    def say(text: str) -> None:
+        listener(Note(text))
+
+    sets = []
+    for folder in (scan_tests(f) for f in folders if test_data or f.is_dir()):
+        if unknown := unknown_classes(folder, manifest.names):
+            say(left_out(folder, unknown))
+        found = align(folder, manifest.names)
+        sets.append(load_images(found, manifest.input, place.root, say=say).images)
     listener(Stage("exporting"))
     return export_version(
         model.net, model.rule, manifest.input,

@@ -32,8 +32,11 @@ def card(name: str) -> Card:
     """Return the card of a method.
 
     Raises:
-        UsageError: it is unknown; the nearest names are offered.
+        UsageError: it is unknown (the nearest names are offered), or a plug-in over a host that it
+            does not fit.
     """
+    if "+" in name:
+        registry.build(name)
     fields = registry.option_fields(name)
     options = [{"part": part, **_option(f)} for part, known in fields.items() for f in known]
     presets = {key: _preset(value) for key, value in registry.presets(name).items()}

@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 
 from edgecil.errors import EdgecilError
-from edgecil.units import format_bytes
+from edgecil.units import count, format_bytes
 from edgecil.workspace import Workspace
 from edgecil_runtime.cpu import cpu_flags
 from edgecil_runtime.doctor import (
@@ -99,7 +99,7 @@ def probe_torch() -> list[Finding]:
     if failed:
         return [Finding("torch", WRONG, f"cannot be imported: {failed}", REINSTALL)]
     torch = json.loads(answer.splitlines()[-1])
-    findings = [Finding("torch", OK, f"{torch['version']}, {torch['threads']} threads")]
+    findings = [Finding("torch", OK, f"{torch['version']}, {count(torch['threads'], 'thread')}")]
     _, failed = _run(_TORCHVISION)
     if failed:
         findings.append(Finding("torchvision", WRONG, f"cannot be used: {failed}", REINSTALL))

@@ -19,6 +19,7 @@ from edgecil.nets.net import NetSpec
 from edgecil.nets.pretrained import load_classifier
 from edgecil.nets.rules import ArgmaxRule
 from edgecil.settings import PRESETS, Preprocess
+from edgecil.spelling import nearest
 from edgecil.workspace import FOREIGN, WEIGHTS, VersionManifest, Workspace
 
 HeadKind = Literal["softmax", "sigmoid"]
@@ -37,6 +38,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
         names = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not readable: {error}"
+        if isinstance(error, UnicodeDecodeError):
+            reason = "not a text file; expected a class name per line, or a JSON list"
         raise DataError(f"{path}: {reason}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a JSON list of class names, got another value")
@@ -79,7 +82,7 @@ def preprocessing(
     given = [name for name, value in {**own, "--resize": resize}.items() if value is not None]
     if preset is not None:
         if preset not in PRESETS:
-            raise UsageError(f"no preset {preset!r}", hint=f"there are {', '.join(PRESETS)}")
+            raise UsageError(f"no preset {preset!r}", hint=nearest(preset, list(PRESETS)))
         if given:
             raise UsageError(f"--preset {preset} says all of it: leave out {', '.join(given)}")
         return PRESETS[preset]

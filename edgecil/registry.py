@@ -10,6 +10,7 @@ with other options (``PlugOptions``) as a plug-in.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -71,8 +72,10 @@ def _module(name: str, kind: str) -> Any:
     if name not in known:
         other = methods().get(name)
         if other is not None:
-            order = "a plug-in comes after its host" if kind == "method" else "a host comes first"
-            raise UsageError(f"{name!r} is a {other.kind}: {order}", hint="write host+plug-in")
+            if kind == "method":
+                over = ", ".join(f"{host}+{name}" for host in hosts(name))
+                raise UsageError(f"{name!r} is a plug-in: it comes after its host", hint=over)
+            raise UsageError(f"{name!r} is a method: a host comes first", hint="write host+plug-in")
         raise UsageError(f"unknown {kind} {name!r}", hint=nearest(name, tuple(known)))
     return importlib.import_module(known[name].module)
 
@@ -154,6 +157,16 @@ def build(method: str, options: Mapping[str, Any] | None = None) -> Recipe:
         module = _module(plug, "plug-in")
         recipe = _laid(module, make_options(_plug_options(module), values[plug]), recipe)
     return _named(recipe, method)
+
+
+def hosts(plug: str) -> tuple[str, ...]:
+    """Return the methods that a plug-in can be laid over, those that keep least first."""
+    found = {}
+    for name, info in methods().items():
+        with contextlib.suppress(UsageError):
+            if info.kind == "method" and build(f"{name}+{plug}"):
+                found[name] = len(build(name).fields)
+    return tuple(sorted(found, key=lambda name: (found[name], name)))
 
 
 def _laid(module: Any, options: Any, host: Recipe) -> Recipe:

@@ -11,9 +11,10 @@ NEAR, NEAR_SHORT, SHORT, BEST = 0.5, 0.6, 6, 0.15
 
 def near(name: str, known: Sequence[str]) -> list[str]:
     """Return up to three known names that ``name`` may be a slip of, nearest first."""
-    typed = name.lstrip("-")
+    typed = name.lstrip("-").lower()
     alike = {
-        other: difflib.SequenceMatcher(None, other.lstrip("-"), typed).ratio() for other in known
+        other: difflib.SequenceMatcher(None, other.lstrip("-").lower(), typed).ratio()
+        for other in known
     }
     least = NEAR_SHORT if len(typed) <= SHORT else NEAR
     least = max(least, max(alike.values(), default=0.0) - BEST)

@@ -27,6 +27,12 @@ def parse_bytes(text: str) -> int:
     return round(float(match[1]) * _FACTORS[match[2].lower()])
 
 
+def count(number: int, noun: str) -> str:
+    """Return ``1 image``, ``2,000 images``, ``1 class``, ``3 classes``."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
 def format_bytes(count: float) -> str:
     """Return ``count`` bytes with a unit of powers of ten, such as ``"1.85 MB"``."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

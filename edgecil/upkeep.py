@@ -91,16 +91,19 @@ def rename(workspace: Workspace, old: str, new: str) -> VersionManifest:
     It comes after the current version, to which a rollback goes, and is no new increment.
 
     Raises:
-        UsageError: there is no such class, or the new name is taken or cannot be printed.
+        UsageError: there is no such class, or the new name is taken, cannot be printed, or is the
+            one that it has.
         WorkspaceError: an interrupted run waits, or the version could not be written.
     """
     workspace.current()
     with workspace.locked():
         workspace.refuse_unfinished()
         before = workspace.manifest()
-        row = _row_of(before, old)
+        row, new = _row_of(before, old), new.strip()
         others = {folded(name) for name in before.names if name != before.names[row]}
-        if not new.strip() or not new.isprintable():
+        if new == before.names[row]:
+            raise UsageError(f"the class is called {new!r} already")
+        if not new or not new.isprintable():
             raise UsageError(f"a class cannot be called {new!r}: that is no name")
         if folded(new) in others:
             raise UsageError(f"{new!r} is another class already")

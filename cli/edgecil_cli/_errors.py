@@ -21,6 +21,11 @@ _EXPECTED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR,
     errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE,
 }  # fmt: skip
+_WANTED = {
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+    "Input should be a valid number, unable to parse string as a number": "not a number",
+}
+"""What the parser says of a value that cannot be read, and what we say."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,13 @@ def _usage(error: Any) -> Failure:
         message = error.format_message().replace("Value error, ", "")
     path = error.ctx.command_path if getattr(error, "ctx", None) else "edgecil"
     hint = f"did you mean {hint}?" if hint else f"{path} --help"
+    if message.startswith("Got unexpected extra argument"):
+        extra = message.rpartition(" (")[2].rstrip(")")
+        message = f"got {extra}, which belongs to no option"
+        if path.endswith(" learn"):
+            hint = f"{path} --new-data {extra.split()[0]}"
+    for said, wanted in _WANTED.items():
+        message = message.replace(said, wanted)
     message = message.strip().rstrip(".")
     return Failure("usage", message[:1].lower() + message[1:], hint, 2)
 

@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from edgecil.engine.events import Event, Listener, Note, PhaseStarted, Progress, Stage
-from edgecil.units import format_seconds
+from edgecil.units import count, format_seconds
 from edgecil_cli._output import Output, printable
 from edgecil_cli._stop import STOPPING, Stop
 
@@ -131,7 +131,8 @@ class Display:
         elif isinstance(event, Progress):
             self.bar.event = event
             if event.step == event.steps:
-                what = f"{event.phase}: {event.epochs} epochs, {event.steps} steps, {_rate(event)}"
+                done = f"{count(event.epochs, 'epoch')}, {count(event.steps, 'step')}"
+                what = f"{event.phase}: {done}, {_rate(event)}"
                 self.output.err.print(f"{what}\n  {terms_text(event.terms)}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edgecil.units import format_bytes, format_seconds
+from edgecil.units import count, format_bytes, format_seconds
 from edgecil.workspace import VersionManifest
 from edgecil_cli._output import Output, percent
 from edgecil_cli._tables import Column
@@ -20,12 +20,6 @@ Field = Mapping[str, Any]
 def manifest_json(manifest: VersionManifest) -> dict[str, Any]:
     """Return the manifest as a JSON object."""
     return asdict(manifest)
-
-
-def count(number: int, noun: str) -> str:
-    """Return ``1 image``, ``2,000 images``, ``1 class``, ``3 classes``."""
-    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{plural}"
 
 
 def fields_text(total: int, fields: Sequence[Field], *, bound: bool = False) -> str:

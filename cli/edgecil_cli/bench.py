@@ -27,7 +27,7 @@ Examples:
 
   edgecil bench
 
-  edgecil bench quick --data cifar100/ --methods lwm,lwf-mc,icarl --seeds 0,1,2 --jobs 2
+  edgecil bench quick --data cifar100/ --methods lwm,lwf-mc --seeds 0,1
 
   edgecil bench quick --data cifar100/ --methods lwm:gamma=0.2,lwm:gamma=0.5
 
@@ -89,7 +89,7 @@ def bench(
     ] = None,
     exemplars_total: Annotated[int | None, value("So many exemplars in all.", "N", MEMORY)] = None,
     codec: Annotated[
-        str | None, value("Exemplars as raw, png, webp-lossless or jpeg.", "NAME", EXPERT)
+        str | None, value("Exemplars as raw, png, webp-lossless or jpeg-NN.", "NAME", EXPERT)
     ] = None,
     exemplar_size: Annotated[
         int | None, value("Pixels a side of a stored exemplar; at most as decoded.", "PX", EXPERT)
@@ -127,6 +127,8 @@ def bench(
         for seed in _numbers(seeds)
         for text in (methods.split(",") if methods else [])
     ]
+    if data is not None and not runs:
+        raise UsageError("--methods is missing", hint="like --methods lwm,lwf-mc")
     if runs:
         _run(output, runs, data, folder, jobs, pool)
     made = report.write(folder, chosen, spread=spread.value)
@@ -192,6 +194,7 @@ def _list(output: Output) -> None:
         room = max(NARROWEST, output.width - max(map(len, rows)) - len(GAP))
         cells = [[name, shorten(p.summary, room, placeholder=" ...")] for name, p in known.items()]
         output.table([Column("protocol"), Column("what is learned")], cells)
+        output.next("edgecil bench quick --data cifar100/ --methods lwm,lwf-mc")
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgecil.units import count
 from edgecil_cli._options import (
     EXPERT,
     DeviceOption,
@@ -17,7 +18,6 @@ from edgecil_cli._options import (
     value,
 )
 from edgecil_cli._output import Output, percent, short
-from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from edgecil.errors import DataError
+from edgecil.units import count
 from edgecil_cli._options import (
     EXPERT,
     DeviceOption,
@@ -20,7 +21,6 @@ from edgecil_cli._options import (
     flag,
 )
 from edgecil_cli._output import Output, percent
-from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
 from edgecil_runtime.images import is_image_name
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from edgecil.exporting.targets import memory_needed
-from edgecil.units import format_bytes
+from edgecil.units import count, format_bytes
 from edgecil.workspace import Workspace
 from edgecil_cli._options import (
     EXPERT,
@@ -24,7 +24,6 @@ from edgecil_cli._options import (
 )
 from edgecil_cli._output import Output, percent, short
 from edgecil_cli._progress import listening
-from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
 
 if TYPE_CHECKING:

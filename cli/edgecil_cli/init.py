@@ -18,10 +18,12 @@ from edgecil_cli._summary import manifest_json
 EPILOG = """\
 Examples:
 
-  edgecil init --weights base.pt --classes labels.txt --arch resnet18 --preset imagenet
+  edgecil init --weights base.pt --classes labels.txt --arch resnet18 \\
+    --preset imagenet
 
-  edgecil init --weights base.safetensors --classes labels.json --arch mobilenet_v3_small
-  --mean 0.5 0.5 0.5 --std 0.25 0.25 0.25 --image-size 160
+  edgecil init --weights base.safetensors --classes labels.json \\
+    --arch mobilenet_v3_small --mean 0.5 0.5 0.5 --std 0.25 0.25 0.25 \\
+    --image-size 160
 """
 IMAGES = "How images enter the model (a preset, or the rest)"
 Triple = tuple[float, float, float]

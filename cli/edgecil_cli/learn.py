@@ -133,7 +133,7 @@ def learn(
         str | None, value("Begin with these weights: imagenet or a file.", "FILE", EXPERT)
     ] = None,
     codec: Annotated[
-        str | None, value("Exemplars as raw, png, webp-lossless or jpeg.", "NAME", EXPERT)
+        str | None, value("Exemplars as raw, png, webp-lossless or jpeg-NN.", "NAME", EXPERT)
     ] = None,
     exemplar_size: Annotated[
         int | None, value("Pixels a side of a stored exemplar; at most as decoded.", "PX", EXPERT)
@@ -167,9 +167,12 @@ def learn(
         _refuse_changes(ctx, LearnRequest.load(place.run)[0], settings, place)
         settings = budget
     elif new_data is None:
-        raise UsageError("--new-data is missing", hint="edgecil learn --new-data dir/")
+        again = "edgecil learn --discard" if discard else "edgecil learn"
+        raise UsageError("--new-data is missing", hint=f"{again} --new-data dir/")
     if dry_run:
         _plan(output, settings, workspace, events)
+        if place.waits:
+            output.note("an interrupted run waits: to learn this takes --discard")
         return
     with _stop.gracefully() as stop:
         arguments = {"resume": resume, "discard": discard, "time_limit": limit, **settings}
@@ -231,8 +234,9 @@ def _refuse_changes(
         source = ctx.get_parameter_source(name)
         if not same and (source is None or source.name == "COMMANDLINE"):
             flag = "set" if name == "options" else name.replace("_", "-")
+            began = f"without --{flag}" if before is None else f"with --{flag} {before}"
             raise UsageError(
-                f"--resume continues the run as it began: --{flag} was {before}, not {wanted}",
+                f"--resume continues the run as it began, {began}, not {wanted}",
                 hint=f"{place.command('edgecil learn --resume')}, or --discard to start over",
             )
 

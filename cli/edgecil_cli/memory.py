@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edgecil.errors import UsageError
-from edgecil.units import format_bytes
+from edgecil.units import count, format_bytes
 from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption, flag, value
 from edgecil_cli._output import Output, percent, short
-from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
 
 if TYPE_CHECKING:

@@ -80,7 +80,9 @@ def _show(output: Output, name: str) -> None:
     if found.papers:
         output.print()
         output.pairs([("paper", paper) for paper in found.papers])
-    example = f" --set {rows[0]['name']}={cards.text(rows[0]['default'])}" if rows else ""
+    # One that must be given, a folder, goes before those that may.
+    some = sorted(rows, key=lambda row: row["default"] != "")[:1]
+    example = "".join(f" --set {r['name']}={cards.text(r['default']) or 'DIR'}" for r in some)
     output.next(f"edgecil learn --new-data dir/ --method {name}{example}")
 
 

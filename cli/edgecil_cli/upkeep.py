@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 
 from edgecil.errors import EdgecilError, UsageError
-from edgecil.units import format_bytes
+from edgecil.units import count, format_bytes
 from edgecil.workspace import Workspace
 from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption, flag
 from edgecil_cli._output import Output, short
-from edgecil_cli._summary import count
 from edgecil_cli._tables import Column
 
 GC_EPILOG = """\
@@ -122,7 +121,8 @@ def forget(
     place = Workspace.find(workspace)
     counts = upkeep.forget(place, what, trial=not yes)
     images = count(sum(counts.values()), "kept image")
-    removes = f"{images} from versions {', '.join(map(str, counts))}"
+    versions = "version" if len(counts) == 1 else "versions"
+    removes = f"{images} from {versions} {', '.join(map(str, counts))}"
     _sure(yes, place.command(f"edgecil forget {shlex.quote(what)} --yes"), removes)
     records = {number: place.manifest(number).forgotten[-1] for number in counts}
     answer = {"versions": [{"version": n, **record} for n, record in records.items()]}

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from edgecil.learning.request import LearnRequest
 from edgecil.memory.fields import IMAGES
-from edgecil.units import format_bytes
+from edgecil.units import count, format_bytes
 from edgecil.workspace import VersionManifest, Workspace
 from edgecil_cli._options import JsonOption, QuietOption, WorkspaceOption, complete_version
 from edgecil_cli._output import Output, percent, short
-from edgecil_cli._summary import count, fields_text, overall
+from edgecil_cli._summary import fields_text, overall
 from edgecil_cli._tables import Column
 
 STATUS_EPILOG = """\
@@ -86,10 +87,11 @@ def status(
     rows += [("version", "none yet")] if manifest is None else _rows(place, manifest)
     if waits:
         began = "" if place.resumable else ", which began from another version"
-        rows.append(("run", f"an interrupted run waits{began}"))
+        rows.append(("run", f"an interrupted run waits{began}: {_asked(place)}"))
     output.pairs(rows)
     afresh = f"edgecil learn {'--discard ' if waits else ''}--new-data dir/"
-    output.next(place.command("edgecil learn --resume" if place.resumable else afresh))
+    again = ["edgecil learn --resume"] if place.resumable else []
+    output.next(*map(place.command, [*again, afresh] if waits else [afresh]))
 
 
 def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
@@ -110,6 +112,12 @@ def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
         ("classifier", format_bytes(manifest.classifier_bytes)),
         ("kept", kept),
     ]
+
+
+def _asked(place: Workspace) -> str:
+    """Return what an interrupted run learns."""
+    request, _ = LearnRequest.load(place.run)
+    return f"{request.method} on {short(Path(request.new_data))}"
 
 
 def _lost(manifest: VersionManifest) -> str:

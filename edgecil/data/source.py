@@ -67,7 +67,7 @@ def scan(folder: str | os.PathLike[str]) -> ImageFolder:
     if not root.is_dir():
         raise DataError(
             f"{root}: expected a folder of class folders, got a file",
-            hint=f"give the folder: --new-data {root.parent}",
+            hint="give the folder that holds the class folders",
         )
     train, test, notes = _splits(root)
     found = _scan_classes(train)

@@ -149,6 +149,9 @@ def _check(
         check_file_name(task.name)
     except RuntimeFault as error:
         raise UsageError(f"bundle name {task.name!r}: {error.message}") from None
+    there = next(place for place in (output, *output.parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file: no bundle fits into it", hint="give a folder: -o DIR")
     target = output / f"{task.name}-v{task.version}"
     if target.exists() and not (force and (target / bundle.MANIFEST).is_file()):
         raise UsageError(

@@ -119,13 +119,11 @@ def check_budget(job: Job) -> MemoryPlan:
         BudgetError: not even the least that the method keeps fits the budget.
     """
     task, preprocess = job.task, job.preprocess
-    planned = kept_plan(
+    _check_first_exemplars(job)
+    return kept_plan(
         task.recipe, task.spec, task.classes.groups, preprocess.resize, task.budget,
         job.class_sizes, preprocess.size,
     )  # fmt: skip
-    if not planned.exact:
-        _check_first_exemplars(job)
-    return planned
 
 
 def _check_first_exemplars(job: Job) -> None:

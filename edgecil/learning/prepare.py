@@ -225,6 +225,8 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         request, folder, sum(old), preprocess, device, workspace.root, note, listener
     )
     names = (*(parent.names if parent else ()), *images.names)
+    if len(names) == 1:
+        note(f"a single class: until more are learned, every image is a {names[0]}")
     task = Task(
         recipe, Classes((*old, len(images.names)), updated), spec,
         _training(request, recipe, preset), budget, model, _starter(request.weights),

@@ -23,6 +23,7 @@ DEFAULT_PER_CLASS = 20
 PRECISIONS = ("auto", "float32", "bfloat16")
 WITHOUT_FLAG = ("class_order", "training", "augment", "preprocess")
 """Settings that the command line does not offer."""
+_BESIDE = "leave it out, or begin a workspace beside this one: --workspace DIR"
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,13 @@ class LearnRequest:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.precision not in PRECISIONS:
-            raise UsageError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+            raise UsageError(f"--precision must be one of {PRECISIONS}, got {self.precision!r}")
         if self.stream not in get_args(Stream):
-            raise UsageError(f"stream must be one of {get_args(Stream)}, got {self.stream!r}")
+            raise UsageError(f"--stream must be one of {get_args(Stream)}, got {self.stream!r}")
         if self.lr is not None and not self.lr > 0:
-            raise UsageError(f"lr must be positive, got {self.lr}")
+            raise UsageError(f"--lr must be positive, got {self.lr}")
         limits = (self.memory_budget, self.exemplars_per_class, self.exemplars_total)
         if sum(v is not None for v in limits) > 1:
             raise UsageError(
@@ -134,15 +135,17 @@ class LearnRequest:
     def _refuse_other_net(self, parent: VersionManifest) -> None:
         arch, size = parent.net["arch"], parent.input.size
         if self.arch not in ("auto", arch):
-            raise UsageError(f"the workspace's network is {arch}, not {self.arch}")
+            raise UsageError(f"the workspace's network is {arch}, not {self.arch}", hint=_BESIDE)
         if self.image_size not in (None, size):
-            raise UsageError(f"the workspace's images are {size} pixels, not {self.image_size}")
+            raise UsageError(
+                f"the workspace's images are {size} pixels, not {self.image_size}", hint=_BESIDE
+            )
         if self.preprocess not in (None, parent.input):
             raise UsageError(f"the workspace's preprocessing is {parent.input}")
         if self.weights is not None:
             raise UsageError(
                 "--weights starts a new workspace; this one has a network already",
-                hint="--workspace DIR names another",
+                hint=_BESIDE,
             )
 
     def command(self, *more: str) -> str:

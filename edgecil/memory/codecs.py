@@ -11,6 +11,7 @@ import numpy as np
 from edgecil.errors import UsageError
 from edgecil.memory import compact, pictures, references
 from edgecil.memory.codec import Array, Codec, ItemCodec, Parts, Size, Specs, part
+from edgecil.spelling import near
 
 
 class Raw:
@@ -48,6 +49,9 @@ class Raw:
         return {"": ("U8", (count, *size, 3))}
 
 
+_OF_IMAGES = "raw", "png", "webp-lossless"
+
+
 def get(name: str) -> Codec:
     """Return the codec of a name: of images raw, png, webp-lossless, jpeg-1 to jpeg-100 and
     reference, of numbers raw, narrow and labels-0.1 to labels-0.9.
@@ -67,8 +71,7 @@ def get(name: str) -> Codec:
         "narrow": compact.Narrow,
     }
     if name not in makers:
-        known = ", ".join([*makers, "jpeg-NN with NN in 1..100"])
-        raise UsageError(f"unknown codec {name!r}", hint=f"one of {known}")
+        raise UsageError(f"unknown codec {name!r}", hint=_offer(name))
     return makers[name]()
 
 
@@ -80,5 +83,12 @@ def item_codec(name: str) -> ItemCodec:
     """
     found = get(name)
     if not isinstance(found, ItemCodec):
-        raise UsageError(f"codec {name!r} does not store images")
+        raise UsageError(f"codec {name!r} does not store images", hint=_offer(name))
     return found
+
+
+def _offer(name: str) -> str:
+    """Return a hint at the codecs of images that ``name`` may be meant for, or at all of them."""
+    close = near(name, _OF_IMAGES)
+    some = f"did you mean {', '.join(close)}? There" if close else "there"
+    return f"{some} are {', '.join(_OF_IMAGES)} and jpeg-1 to jpeg-100"

@@ -70,7 +70,7 @@ def load_classifier(net: Net, path: Path, labels: str) -> str:
         DataError: as :func:`load_backbone`.
     """
     wanted = net.state_dict()
-    values, _ = _unwrapped(_read(path), str(path), _OTHER)
+    values, _ = _unwrapped(_read(path, whole=True), str(path), _OTHER)
     # Of two layers that could be the last, it is the later one.
     chosen = {own: name for name in values if (own := _own_name(net, name)) in wanted}
     names = {name: own for own, name in chosen.items()}
@@ -211,11 +211,13 @@ def _torchvision(arch: str) -> Mapping[str, Tensor]:
     return values
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path, *, whole: bool = False) -> Mapping[str, Tensor]:
+    """Return the tensors in a file: of a ``whole`` classifier, or of a backbone to begin with."""
     if not path.is_file():
         raise UsageError(
             f"no weights file {path}",
-            hint=f"use --weights {IMAGENET}, or a .safetensors, .pt or .pth file",
+            hint="give a .safetensors, .pt or .pth file"
+            + ("" if whole else f", or --weights {IMAGENET}"),
         )
     if path.suffix == ".safetensors":
         try:

@@ -6,7 +6,6 @@ and training memory are planned from their declarations, accuracies are those of
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from edgecil import registry
 from edgecil.bench import results
 from edgecil.cards import Card, card, paper, preset_text, text
-from edgecil.errors import UsageError
 from edgecil.learning.planning import kept_plan
 from edgecil.learning.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
 from edgecil.memory.budget import Budget
@@ -56,18 +54,8 @@ def document(folder: Path) -> str:
 
 
 @cache
-def _hosts(plug: str) -> tuple[str, ...]:
-    """Return the methods that a plug-in can be laid over, those that keep least first."""
-    found = {}
-    for name, info in registry.methods().items():
-        with contextlib.suppress(UsageError):
-            if info.kind == "method" and registry.build(f"{name}+{plug}"):
-                found[name] = len(registry.build(name).fields)
-    return tuple(sorted(found, key=lambda name: (found[name], name)))
-
-
 def _host(plug: str) -> str:
-    return f"{_hosts(plug)[0]}+{plug}"
+    return f"{registry.hosts(plug)[0]}+{plug}"
 
 
 def _section(info: MethodInfo, numbers: Sequence[str], speed: float | None) -> str:
@@ -103,7 +91,7 @@ def _presets(info: MethodInfo) -> dict[str, str]:
     if info.kind == "method":
         return {key: preset_text(value) for key, value in card(info.name).presets.items()}
     found: dict[str, str] = {}
-    for host in _hosts(info.name):
+    for host in registry.hosts(info.name):
         known, plugged = card(host).presets, card(f"{host}+{info.name}").presets
         own = {key: value for key, value in plugged.items() if key not in known}
         found |= {key: preset_text(value) for key, value in own.items()}
@@ -148,7 +136,7 @@ def _memory(name: str) -> list[tuple[str, str]]:
 def _uses(info: MethodInfo) -> list[tuple[str, str]]:
     if not info.plugs:
         return []
-    over = ", ".join(f"`{host}+{info.name}`" for host in _hosts(info.name))
+    over = ", ".join(f"`{host}+{info.name}`" for host in registry.hosts(info.name))
     return [
         ("as a plug-in", over if info.kind == "method" else f"{over}; below: {_host(info.name)}")
     ]

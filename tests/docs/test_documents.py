@@ -81,6 +81,17 @@ def test_the_paired_differences_of_the_readme_are_those_of_the_command():
         assert f"{before} {100 * of.mean:.1f} ± {100 * of.margin:.1f} {after}" in text
 
 
+@pytest.mark.parametrize(("above", "below"), [("lwm", "lwf-mc"), ("lwf-mc", "lwf")])
+def test_the_margins_of_lwm_in_the_readme_are_those_of_the_command(above, below):
+    found = results.load(ROOT / "docs" / "results" / "quick")
+    (margin,) = (d for d in paired.differences(found, below) if d.name == above)
+    final, average = (
+        f"{100 * of.mean:.1f} ± {100 * of.margin:.1f}" for of in (margin.final, margin.average)
+    )
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert re.search(f"`{above}` (is )?{final} and {average} (points )?above `{below}`", text)
+
+
 def test_the_method_of_the_guide_learns(tmp_path, monkeypatch):
     (text,) = code(ROOT / "docs" / "adding-a-method.md", "python")
     (tmp_path / "sketch.py").write_text(text)
