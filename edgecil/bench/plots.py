@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 MARKERS = ("o", "s", "v", "D", "^", "P", "X", "<", ">", "*")
 LINES = ("-", "--", ":", "-.")
 FORMATS = (".png", ".svg")
+HIGHEST = 102
+"""Percent at the upper end of the axis, with room for a marker."""
+NAME = 0.15
+"""Inches from one name to the next."""
 
 Curve = tuple[Sequence[int], Sequence[float]]
 """Classes seen and accuracy on all of them, in [0, 1], after each increment."""
@@ -21,7 +26,8 @@ def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "c
     The format is that of the path's suffix.
     """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.6))
+    height = max(3.6, 2 * NAME * len(curves))  # inches: names stay near the ends of their lines
+    figure, axes = pyplot.subplots(figsize=(5.6, height))
     ends = []
     for (name, (classes, values)), marker, line in zip(
         curves.items(), cycle(MARKERS), cycle(LINES), strict=False
@@ -30,13 +36,15 @@ def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "c
         (drawn,) = axes.plot(classes, percent, line, marker=marker, markersize=4, linewidth=1.2)
         ends.append((percent[-1], name, drawn.get_color(), classes[-1]))
     axes.set(xlabel=f"{what} learned", ylabel="accuracy on all of them, %")
-    axes.set_ylim(0, 102)
+    axes.set_ylim(0, HIGHEST)
     axes.set_xticks(sorted({n for classes, _ in curves.values() for n in classes}))
     _tidy(axes)
     # Names stand at the ends of their lines, pushed apart where the lines meet.
-    for height, (_, name, colour, x) in zip(_apart([e[0] for e in ends], 5.0), ends, strict=True):
+    gap = NAME / axes.get_window_extent().height * figure.dpi * HIGHEST
+    heights = _apart([end[0] for end in ends], gap, least=gap / 2)
+    for y, (_, name, colour, x) in zip(heights, ends, strict=True):
         axes.annotate(
-            name, (x, height), (6, 0), textcoords="offset points", va="center", fontsize=8,
+            name, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8,
             color=colour, annotation_clip=False,
         )  # fmt: skip
     figure.savefig(target, bbox_inches="tight", dpi=200)
@@ -44,11 +52,12 @@ def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "c
     return target
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Return the heights moved as little as is needed to be at least ``gap`` apart."""
+def _apart(heights: Sequence[float], gap: float, least: float = -math.inf) -> list[float]:
+    """Return the heights moved as little as is needed to be ``gap`` apart and above ``least``."""
 
     def centre(block: list[int]) -> float:
-        return sum(heights[i] for i in block) / len(block)
+        mean = sum(heights[i] for i in block) / len(block)
+        return max(mean, least + gap * (len(block) - 1) / 2)
 
     blocks: list[list[int]] = []
     for index in sorted(range(len(heights)), key=heights.__getitem__):

@@ -19,6 +19,11 @@ def test_labels_are_apart_in_order_and_nobody_is_favoured(seed):
     assert sum(placed) == pytest.approx(sum(heights))
 
 
+def test_labels_stay_above_the_axis():
+    assert _apart([1.0, 1.0, 2.0, 30.0], 5.0, 2.5) == [2.5, 7.5, 12.5, 30.0]
+    assert _apart([1.0, 8.0], 5.0, 2.5) == [2.5, 8.0]
+
+
 def test_labels_that_are_apart_stay():
     assert _apart([10.0, 30.0, 20.0], 5.0) == [10.0, 30.0, 20.0]
 
