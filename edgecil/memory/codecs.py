@@ -11,7 +11,6 @@ import numpy as np
 from edgecil.errors import UsageError
 from edgecil.memory import compact, pictures, references
 from edgecil.memory.codec import Array, Codec, ItemCodec, Parts, Size, Specs, part
-from edgecil.spelling import near
 
 
 class Raw:
@@ -49,7 +48,8 @@ class Raw:
         return {"": ("U8", (count, *size, 3))}
 
 
-_OF_IMAGES = "raw", "png", "webp-lossless"
+_OF_IMAGES = "there are raw, png, webp-lossless and jpeg-1 to jpeg-100"
+"""What a user can choose of; the others are declared by methods."""
 
 
 def get(name: str) -> Codec:
@@ -71,7 +71,7 @@ def get(name: str) -> Codec:
         "narrow": compact.Narrow,
     }
     if name not in makers:
-        raise UsageError(f"unknown codec {name!r}", hint=_offer(name))
+        raise UsageError(f"unknown codec {name!r}", hint=_OF_IMAGES)
     return makers[name]()
 
 
@@ -83,12 +83,5 @@ def item_codec(name: str) -> ItemCodec:
     """
     found = get(name)
     if not isinstance(found, ItemCodec):
-        raise UsageError(f"codec {name!r} does not store images", hint=_offer(name))
+        raise UsageError(f"codec {name!r} does not store images", hint=_OF_IMAGES)
     return found
-
-
-def _offer(name: str) -> str:
-    """Return a hint at the codecs of images that ``name`` may be meant for, or at all of them."""
-    close = near(name, _OF_IMAGES)
-    some = f"did you mean {', '.join(close)}? There" if close else "there"
-    return f"{some} are {', '.join(_OF_IMAGES)} and jpeg-1 to jpeg-100"

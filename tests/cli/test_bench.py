@@ -101,6 +101,11 @@ def test_impossible_runs_are_refused_once_with_their_own_code(bench, more, code,
     assert "the others are kept" not in answer.err
 
 
+def test_data_without_methods_are_asked_for_them(bench):
+    answer = bench()
+    assert answer.code == 2 and "--methods is missing" in answer.err
+
+
 def test_too_few_classes_for_the_protocol(bench, tmp_path):
     own = tmp_path / "more.toml"
     own.write_text(PROTOCOL.replace("split", "classes = 25\nsplit"))

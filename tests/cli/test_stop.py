@@ -97,12 +97,18 @@ def test_a_time_limit_ends_with_a_run_that_resumes(interrupted):
 def test_an_interrupted_run_is_in_the_way_until_resumed_or_discarded(ask, interrupted, first):
     root, _ = interrupted
     status = ask("status", "--workspace", root)
-    assert status.code == 0 and "an interrupted run waits" in status.out
+    assert status.code == 0 and "an interrupted run waits: lwm on" in status.out
     assert f"next: edgecil learn --resume --workspace {root}\n" in status.err
     for command in (["history"], ["evaluate", first]):
         refused = ask(*command, "--workspace", root)
         assert "error: no version yet: an interrupted run waits\n" in refused.err
         assert f"hint: edgecil learn --resume --workspace {root}" in refused.err
+    fewer = ask("learn", "--resume", "--seed", 7, "--workspace", root)
+    assert fewer.code == 2 and "as it began, without --seed, not 7" in " ".join(fewer.err.split())
+    missing = ask("learn", "--discard", "--workspace", root)
+    assert missing.code == 2 and "hint: edgecil learn --discard --new-data dir/" in missing.err
+    tried = ask("learn", "--new-data", first, "--workspace", root, "--dry-run", "--epochs", 1)
+    assert tried.code == 0 and "an interrupted run waits" in tried.err
     again = ask("learn", "--new-data", first, "--workspace", root, "--json")
     assert (again.code, again.json["error"]["code"]) == (1, "unfinished_run")
     assert "--discard" in again.json["error"]["hint"]

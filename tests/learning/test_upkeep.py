@@ -177,6 +177,12 @@ class TestForget:
         assert upkeep.forget(place, "class-1")[1] in (11, 12)
         assert names[0].exists()
 
+    @pytest.mark.parametrize(("new", "why"), [("class-0 ", "is called"), (" ", "is no name")])
+    def test_a_new_name_is_another_one_and_has_no_blanks_around_it(self, place, new, why):
+        with pytest.raises(UsageError, match=why):
+            upkeep.rename(place, "class-0", new)
+        assert upkeep.rename(place, "class-0", " zebra ").names[0] == "zebra"
+
     def test_a_renamed_class_is_found_by_either_name_in_every_version(self, place):
         upkeep.rename(place, "class-0", "zebra")
         assert upkeep.forget(place, "zebra") == {2: 3, 3: 3, 4: 3}

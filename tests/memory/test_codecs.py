@@ -155,11 +155,14 @@ def test_damaged_parts_are_recognised(name):
             codec.decode(broken)
 
 
-@pytest.mark.parametrize("name", ["jpg", "jpeg", "jpeg-0", "jpeg-101", "jpeg-095", "zip"])
-def test_unknown_codecs(name):
-    with pytest.raises(UsageError, match="unknown codec") as error:
-        codecs.get(name)
-    assert "webp-lossless" in error.value.hint
+@pytest.mark.parametrize("name", ["jpg", "jpeg", "jpeg-0", "jpeg-101", "jpeg-095", "zip", "narrow"])
+def test_codecs_that_store_no_images(name):
+    with pytest.raises(UsageError, match=r"unknown codec|does not store images") as error:
+        codecs.item_codec(name)
+    known = error.value.hint.partition("there are ")[2].replace(" and ", ", ").split(", ")
+    assert len(known) == 4
+    for each in known:
+        codecs.item_codec(each.partition(" to ")[0])
 
 
 def write_photo(path, value, size=(16, 16)):
