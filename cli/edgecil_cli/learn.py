@@ -236,7 +236,7 @@ def _refuse_changes(
             flag = "set" if name == "options" else name.replace("_", "-")
             began = f"without --{flag}" if before is None else f"with --{flag} {before}"
             raise UsageError(
-                f"--resume continues the run as it began, {began}, not {wanted}",
+                f"--resume continues the run as it began: {began}",
                 hint=f"{place.command('edgecil learn --resume')}, or --discard to start over",
             )
 
