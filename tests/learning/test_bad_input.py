@@ -187,7 +187,7 @@ class TestSettings:
         [
             ({"val_fraction": 1.0}, "val-fraction"),
             ({"epochs": 0}, "epochs"),
-            ({"batch_size": 0}, "batch_size"),
+            ({"batch_size": 0}, "--batch-size"),
             ({"lr": 0.0}, "lr"),
             ({"lr": float("nan")}, "lr"),
             ({"precision": "float16"}, "float16"),

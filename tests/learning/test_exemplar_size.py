@@ -137,7 +137,7 @@ def test_an_image_is_forgotten_by_its_file(folders, tmp_path, in_order):
 @pytest.mark.parametrize(
     ("settings", "says", "hint"),
     [
-        ({"exemplar_size": 0}, "exemplar_size must be at least 1", None),
+        ({"exemplar_size": 0}, "--exemplar-size must be at least 1", None),
         ({"exemplar_size": 33}, "decoded to 32 x 32", "--exemplar-size 32"),
         ({"exemplar_size": 16, "method": "lwm"}, "lwm stores no exemplars", None),
         ({"exemplar_size": 16, "method": "joint", "codec": None}, "stores no exemplars", None),
