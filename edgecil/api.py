@@ -14,13 +14,13 @@ import torch
 from edgecil import foreign
 from edgecil.data.decode import decode
 from edgecil.data.images import ImageSet, concat
-from edgecil.data.source import align, left_out, unknown_classes
+from edgecil.data.source import align, unknown_classes
 from edgecil.engine.compute import inference_compute
 from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import DataError, UsageError
 from edgecil.evaluation import Evaluation, evaluate_images, scores
 from edgecil.learning import planning, run
-from edgecil.learning.intake import load_images, scan_tests
+from edgecil.learning.intake import load_images, load_tests, scan_tests
 from edgecil.learning.planning import LearnPlan
 from edgecil.learning.prepare import prepare
 from edgecil.learning.request import LearnRequest
@@ -245,16 +245,11 @@ def export(
     recorded = (manifest.test or {}).get("folders", [])
     folders = [Path(f) for f in ([test_data] if test_data else recorded)]
     listener(Stage("reading test images"))
-
-    def say(text: str) -> None:
-        listener(Note(text))
-
-    sets = []
-    for folder in (scan_tests(f) for f in folders if test_data or f.is_dir()):
-        if unknown := unknown_classes(folder, manifest.names):
-            say(left_out(folder, unknown))
-        found = align(folder, manifest.names)
-        sets.append(load_images(found, manifest.input, place.root, say=say).images)
+    sets = [
+        load_tests(f, manifest.names, manifest.input, place.root, lambda t: listener(Note(t)))
+        for f in folders
+        if test_data or f.is_dir()
+    ]
     listener(Stage("exporting"))
     return export_version(
         model.net, model.rule, manifest.input,

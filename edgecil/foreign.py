@@ -36,10 +36,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except UnicodeDecodeError:
+        wanted = "a class name per line, or a JSON list"
+        raise DataError(f"{path}: not a text file; expected {wanted}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not readable: {error}"
-        if isinstance(error, UnicodeDecodeError):
-            reason = "not a text file; expected a class name per line, or a JSON list"
         raise DataError(f"{path}: {reason}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a JSON list of class names, got another value")

@@ -73,7 +73,7 @@ def _usage(error: Any) -> Failure:
         extra = message.rpartition(" (")[2].rstrip(")")
         message = f"got {extra}, which belongs to no option"
         if path.endswith(" learn"):
-            hint = f"{path} --new-data {extra.split()[0]}"
+            hint = f"{path} --new-data dir/"
     for said, wanted in _WANTED.items():
         message = message.replace(said, wanted)
     message = message.strip().rstrip(".")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgecil.errors import WorkspaceError
 from edgecil.learning.request import LearnRequest
 from edgecil.memory.fields import IMAGES
 from edgecil.units import count, format_bytes
@@ -115,8 +116,11 @@ def _rows(place: Workspace, manifest: VersionManifest) -> list[tuple[str, str]]:
 
 
 def _asked(place: Workspace) -> str:
-    """Return what an interrupted run learns."""
-    request, _ = LearnRequest.load(place.run)
+    """Return what an interrupted run learns, where its record can be read."""
+    try:
+        request, _ = LearnRequest.load(place.run)
+    except WorkspaceError as error:
+        return error.message
     return f"{request.method} on {short(Path(request.new_data))}"
 
 

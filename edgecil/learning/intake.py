@@ -212,6 +212,31 @@ def scan_tests(path: str | os.PathLike[str]) -> ImageFolder:
     return folder.test or folder
 
 
+def load_tests(
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    preprocess: Preprocess,
+    disk: Path,
+    say: Say,
+    *,
+    stream: Stream = "auto",
+    skip_bad: bool = False,
+) -> ImageSet:
+    """Return the test images of the classes ``names`` in a folder; of others they are left out.
+
+    Those that are streamed lie on the disk of the folder ``disk``.
+
+    Raises:
+        DataError: there are none, or an image is damaged.
+    """
+    found = scan_tests(path)
+    if unknown := unknown_classes(found, names):  # of classes yet to come, or misspelt
+        say(left_out(found, unknown))
+    return load_images(
+        align(found, names), preprocess, disk, stream=stream, skip_bad=skip_bad, say=say
+    ).images
+
+
 def test_folders(
     request: LearnRequest, images: Images, parent: VersionManifest | None
 ) -> list[Path]:
@@ -242,18 +267,10 @@ def decode_tests(
     if request.test_data is not None and not Path(request.test_data).is_dir():
         raise DataError(f"no folder of test images at {request.test_data}")
     sets = [] if images.held_out is None else [images.held_out]
-    for path in test_folders(request, images, parent):
-        found = scan_tests(path)
-        unknown = unknown_classes(found, names)
-        if unknown:  # of classes yet to come, or misspelt
-            say(left_out(found, unknown))
-        loaded = load_images(
-            align(found, names),
-            preprocess,
-            disk,
-            stream=request.stream,
-            skip_bad=request.skip_bad,
-            say=say,
+    sets += [
+        load_tests(
+            path, names, preprocess, disk, say, stream=request.stream, skip_bad=request.skip_bad
         )
-        sets.append(loaded.images)
+        for path in test_folders(request, images, parent)
+    ]
     return concat(sets) if sets else None

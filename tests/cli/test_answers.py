@@ -230,6 +230,13 @@ def test_rollback_makes_the_parent_current_and_back(ask, own):
     assert "next: edgecil rollback 1" in answer.err
 
 
+def test_a_file_in_the_place_of_the_bundles_is_refused_first(ask, known, tmp_path):
+    (tmp_path / "taken").write_text("")
+    for place in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        answer = ask("export", "-o", place, "--workspace", known)
+        assert answer.code == 2 and "taken is a file" in " ".join(answer.err.split())
+
+
 def test_export_in_all_modes(ask, known, second, tmp_path):
     text = ask("export", "--workspace", known, "-o", tmp_path / "a", "--max-drop", 100)
     assert text.code == 0, text

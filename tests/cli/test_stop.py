@@ -114,6 +114,17 @@ def test_an_interrupted_run_is_in_the_way_until_resumed_or_discarded(ask, interr
     assert "--discard" in again.json["error"]["hint"]
 
 
+def test_status_of_a_damaged_run_says_so(ask, interrupted):
+    root, _ = interrupted
+    record = root / "run" / "request.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:20])
+    answer = ask("status", "--workspace", root)
+    record.write_bytes(whole)
+    assert answer.code == 0 and "damaged" in answer.out
+    assert "edgecil learn --discard --new-data dir/" in answer.err
+
+
 def test_resume_refuses_other_settings_and_names_them(ask, interrupted, first):
     root, _ = interrupted
     answer = ask("learn", "--resume", "--epochs", 5, "--workspace", root)
