@@ -8,9 +8,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from edgecil.figures import save
+
 MARKERS = ("o", "s", "v", "D", "^", "P", "X", "<", ">", "*")
 LINES = ("-", "--", ":", "-.")
-FORMATS = (".png", ".svg")
 HIGHEST = 102
 """Percent at the upper end of the axis, with room for a marker."""
 NAME = 0.15
@@ -25,9 +26,11 @@ def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "c
 
     The format is that of the path's suffix.
     """
-    pyplot = _pyplot()
+    from matplotlib.figure import Figure
+
     height = max(3.6, 2 * NAME * len(curves))  # inches: names stay near the ends of their lines
-    figure, axes = pyplot.subplots(figsize=(5.6, height))
+    figure = Figure(figsize=(5.6, height))
+    axes = figure.subplots()
     ends = []
     for (name, (classes, values)), marker, line in zip(
         curves.items(), cycle(MARKERS), cycle(LINES), strict=False
@@ -47,9 +50,7 @@ def learning_curves(curves: Mapping[str, Curve], target: Path, *, what: str = "c
             name, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8,
             color=colour, annotation_clip=False,
         )  # fmt: skip
-    figure.savefig(target, bbox_inches="tight", dpi=200)
-    pyplot.close(figure)
-    return target
+    return save(figure, target, bbox_inches="tight", dpi=200)
 
 
 def _apart(heights: Sequence[float], gap: float, least: float = -math.inf) -> list[float]:
@@ -78,14 +79,3 @@ def _tidy(axes: Any) -> None:
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # Text stays text in SVG: it can be searched, and the file is small.
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    return pyplot

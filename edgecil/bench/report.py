@@ -9,6 +9,7 @@ from edgecil.bench import plots, results
 from edgecil.bench.protocol import Protocol
 from edgecil.bench.results import Result, Spread
 from edgecil.errors import DataError
+from edgecil.figures import FORMATS
 from edgecil.reporting.plot import draw_memory
 
 TABLE = "table.md"
@@ -44,7 +45,7 @@ def write(folder: Path, protocol: Protocol, *, spread: Spread = "sample") -> Rep
     rows = results.summaries(found)
     curves = {row.label: (row.runs[0]["classes"], row.accuracy) for row in rows}
     drawn = []
-    for suffix in plots.FORMATS:
+    for suffix in FORMATS:
         drawn.append(plots.learning_curves(curves, folder / f"accuracy{suffix}"))
         drawn.append(draw_memory(found, folder / f"memory{suffix}").path)
     return Report(found, (table, *drawn))

@@ -13,6 +13,8 @@ from edgecil import metrics
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
+from edgecil.learning.request import DEFAULT_CODEC
+from edgecil.memory.fields import IMAGES
 from edgecil.methods import joint
 from edgecil.options import make_options
 from edgecil.registry import with_preset
@@ -102,13 +104,25 @@ def _said(key: str, value: Any) -> str:
     return f"{key.replace('_', ' ')} {value}"
 
 
+def codec(result: Result) -> str | None:
+    """Return what the images that a run kept are stored as; None where it kept none."""
+    if not any(field["name"] == IMAGES for field in result["kept_fields"]):
+        return None
+    return str(result["settings"].get("codec", DEFAULT_CODEC))
+
+
 def _name(results: Sequence[Result]) -> None:
-    """Name every result by its method and by the settings that are not those of all."""
-    for result in results:
+    """Name every result by its method and by the settings that are not those of all.
+
+    Where one states a codec, the default of the others is stated, too.
+    """
+    stated = any("codec" in r["settings"] for r in results)
+    settings = [r["settings"] | ({"codec": codec(r)} if stated else {}) for r in results]
+    for result, mine in zip(results, settings, strict=True):
         own = [
             _said(key, value)
-            for key, value in sorted(result["settings"].items())
-            if any(r["settings"].get(key) != value for r in results)
+            for key, value in sorted(mine.items())
+            if value is not None and any(theirs.get(key) != value for theirs in settings)
         ]
         result["name"] = ", ".join([result["variant"], *own])
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from edgecil.diagnosis.distance import Floats, Plane
 from edgecil.diagnosis.look import AttentionGrid
 from edgecil.diagnosis.measures import NEW, OLD, SYNTHETIC
+from edgecil.figures import FORMATS, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg")
 STYLES: Mapping[str, dict[str, Any]] = {
     OLD: {"marker": "o", "facecolors": "#1f4e79", "edgecolors": "none", "s": 9, "alpha": 0.75},
     NEW: {"marker": "^", "facecolors": "none", "edgecolors": "#c1670b", "s": 14, "linewidths": 0.7},
@@ -36,15 +36,10 @@ def _write(
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Text stays text in SVG; a fixed salt makes equal figures equal files.
-    style = {"svg.fonttype": "none", "svg.hashsalt": "edgecil", "font.size": 8}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=size, dpi=200, layout="constrained")
         draw(figure)
-        paths = [folder / f"{name}{suffix}" for suffix in FORMATS]
-        for path in paths:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
+        return [save(figure, folder / f"{name}{suffix}") for suffix in FORMATS]
 
 
 def confusion(

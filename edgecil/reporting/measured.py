@@ -11,8 +11,6 @@ from edgecil.bench import results as bench
 from edgecil.bench.results import Result
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
-from edgecil.learning.request import DEFAULT_CODEC
-from edgecil.memory.fields import IMAGES
 from edgecil.memory.report import Comparison, MethodMemory
 from edgecil.reporting.cases import Case
 from edgecil.reporting.protocol import Dataset, MemoryProtocol
@@ -96,16 +94,15 @@ def _differs(result: Result, wanted: MemoryProtocol) -> str | None:
     number, share = result["exemplars_per_class"], wanted.exemplars_total // sum(wanted.increments)
     if number is None or number == share:
         return None
-    if any(f["name"] == IMAGES for f in result["kept_fields"]):
+    if bench.codec(result):
         return f"it keeps {number} exemplars per class, the table has {share}"
     return None
 
 
 def _row(result: Result, dataset: Dataset) -> tuple[Case, MethodMemory]:
     method = str(Variant(result["method"], result["options"]))
-    stores = Case(method).stores_images
-    codec = result["settings"].get("codec", DEFAULT_CODEC) if stores else None
     fields = tuple((f["name"], f["bytes"]) for f in result["kept_fields"])
+    codec = bench.codec(result)
     compared = Comparison(
         dataset.name, dataset.published.get(method), codec, tuple(result["kept_bytes"])
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecil.bench.results import ORACLE, Result, Summary, summaries
 from edgecil.errors import DataError, UsageError
+from edgecil.figures import FORMATS, save
 from edgecil.reporting.labels import SIZE, label
 from edgecil.reporting.measured import read_results
 from edgecil.units import format_bytes
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
 
-FORMATS = (".png", ".svg")
 # Told apart by shape and by filled or open, so that a grey copy says as much.
 MARKERS = tuple(
     itertools.product(("o", "s", "^", "D", "v", "P", "X", "p", "h", "*"), (True, False))
@@ -107,8 +107,7 @@ def _draw(plot: MemoryPlot) -> None:
     panels = [[p for p in drawn if not p.kept_bytes], [p for p in drawn if p.kept_bytes]]
     panels = [panel for panel in panels if panel] or [[]]
     widths = [WIDE if panel and panel[0].kept_bytes else 1.0 for panel in panels]
-    # Text stays text in SVG.
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(6.6, 4.0), dpi=200, layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
         names = []
@@ -122,7 +121,7 @@ def _draw(plot: MemoryPlot) -> None:
         figure.supxlabel("kept between increments, beside the classifier", fontsize=9)
         figure.draw_without_rendering()
         label(names, [text.get_window_extent() for text in levels])
-        figure.savefig(plot.path)
+        save(figure, plot.path)
 
 
 def _frame(axes: Axes, kept: Sequence[int], *, first: bool) -> None:

@@ -22,6 +22,7 @@ def result(method, accuracy, kept=0, **more):
         "protocol": "p", "accuracy": accuracy, "average": statistics.fmean(accuracy),
         "final": accuracy[-1], "forgetting": 0.1, "forgetting_of_base": 0.4,
         "top5": [1.0] * (len(accuracy) - 1) + [0.8], "kept_bytes": [0, kept], "images": [9, 9],
+        "kept_fields": [{"name": "exemplars.images", "bytes": kept}] if kept else [],
         "seconds": [1.0, 1.0], "cpu_seconds": [1.0, 1.0], "training": {"device": "cpu"}, **more,
     }  # fmt: skip
 
@@ -58,6 +59,33 @@ def test_all_is_written_from_the_results_alone(folder):
         drawn = (place / figure).read_text()
         assert "lwm" in drawn
         assert "icarl" in drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ([{}, {}], ["icarl"]),
+        ([{}, {"codec": "raw"}], ["icarl, webp-lossless", "icarl, raw"]),
+        ([{"codec": "raw"}, {"codec": "raw"}], ["icarl, raw"]),
+        (
+            [{"memory_budget": 600_000}, {"codec": "raw", "memory_budget": 300_000}],
+            ["icarl, webp-lossless, 600 kB", "icarl, raw, 300 kB"],
+        ),
+    ],
+)
+def test_rows_are_told_apart_by_what_is_stored_and_how(folder, settings, named):
+    kept = [result("icarl", [0.9, 0.5], 60_000, settings=s) for s in settings]
+    found = results.load(folder(result("lwm", [0.9, 0.6]), *kept))
+    assert list(dict.fromkeys(r["name"] for r in found)) == ["lwm", *named]
+
+
+@pytest.mark.parametrize("figure", ["accuracy.svg", "memory.svg"])
+def test_figures_of_the_same_results_are_the_same_files(folder, figure):
+    place = folder(result("lwm", [0.9, 0.5]), result("icarl", [0.9, 0.5], 60_000))
+    once, again = (
+        {p.name: p.read_bytes() for p in report.write(place, PLAIN).files} for _ in range(2)
+    )
+    assert once[figure] == again[figure]
 
 
 def test_results_of_two_protocols_are_refused(folder):

@@ -16,7 +16,7 @@ ROOT = Path(edgecil.__file__).parent.parent
 # Lowest first; a module may import modules of its own layer and of those before it.
 LAYERS = (
     ("edgecil._version", "edgecil.errors", "edgecil.spelling", "edgecil.options",
-     "edgecil.settings", "edgecil.units"),
+     "edgecil.settings", "edgecil.units", "edgecil.figures"),
     ("edgecil.memory",),
     ("edgecil.data", "edgecil.nets", "edgecil.losses", "edgecil.synthesis", "edgecil.exemplars",
      "edgecil.rankings", "edgecil.metrics"),
