@@ -103,6 +103,10 @@ class Shelf(Protocol):
         """
         ...
 
+    def decoded(self, images: ImageSet) -> ImageSet:
+        """Return the same images as they would decode from storage."""
+        ...
+
 
 @dataclass
 class Context:

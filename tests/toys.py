@@ -20,6 +20,7 @@ from edgecil.engine.selection import exemplar_images
 from edgecil.memory.budget import Budget
 from edgecil.nets.net import NetSpec
 from edgecil.settings import CIFAR, Augment, Optim, Training
+from edgecil.versions import recipe_of
 
 SIDE = 32
 
@@ -87,19 +88,19 @@ def small(method: str) -> dict[str, object]:
     return {name: value for name, value in SMALL.items() if name in names}
 
 
-def built(method: str, options=None):
+def built(method: str, options=None, codec="raw"):
     """Return the recipe of ``method``, which may be ``method:name=value:name=value``."""
     variant = Variant.parse(method)
     wanted = {**variant.options, **(options or {})}
     # Options of a generator are refused where there is none.
     no_generator = variant.method == "mfgr" and wanted.get("kd_synthetic") is False
     first = {} if no_generator else small(variant.method)
-    return registry.build(variant.method, {**first, **wanted})
+    return recipe_of(variant.method, {**first, **wanted}, codec)
 
 
 def task(method: str, groups, previous=None, budget=None, options=None, **changes) -> Task:
     """Return the task of learning the last of ``groups`` with ``method``, written as in benches."""
-    recipe = built(method, options)
+    recipe = built(method, options, changes.pop("codec", "raw"))
     everything = recipe.selection is not None and recipe.selection.everything
     limit = Budget() if everything else budget or Budget(per_class=5)
     width = changes.pop("width", None)

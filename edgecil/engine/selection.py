@@ -16,6 +16,7 @@ from torch import Tensor
 from edgecil.context import Candidates, Context
 from edgecil.data.images import ImageSet, Pixels, concat
 from edgecil.exemplars import build_exemplars
+from edgecil.memory import codecs
 from edgecil.memory.budget import Budget, most_per_class
 from edgecil.memory.fields import COUNTS, IMAGES, Dimensions, Field, columns
 from edgecil.memory.store import Store
@@ -171,6 +172,14 @@ class Memory:
         images = exemplar_images(store, self.side).to(self.ctx.device)
         return images, {name: store.read(name) for name in names}
 
+    def decoded(self, images: ImageSet) -> ImageSet:
+        """Return the same images as they would decode from storage."""
+        field = self.ctx.keeps.field(IMAGES)
+        codec, side = codecs.get(field.codec), stored_side(field, self.side)
+        pictures = np.stack([stored_image(images.pixels, row, side) for row in range(len(images))])
+        shown = _enlarged(codec.decode(codec.encode(pictures)), self.side)
+        return ImageSet(torch.from_numpy(shown), images.labels.cpu()).to(self.ctx.device)
+
     def fill(
         self, store: Store, candidates: Candidates, paths: Sequence[Path] | None = None
     ) -> int:
@@ -229,10 +238,14 @@ def exemplar_images(store: Store, side: int) -> ImageSet:
     """
     counts = torch.from_numpy(store.read(COUNTS).astype("int64"))
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    stored = store.read(IMAGES)
+    return ImageSet(torch.from_numpy(_enlarged(store.read(IMAGES), side)), labels)
+
+
+def _enlarged(stored: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return images ``(N, side, side, 3)`` of stored ones, which may be smaller."""
     if stored.shape[1] == side:
-        return ImageSet(torch.from_numpy(stored), labels)
+        return stored
     pixels = np.empty((len(stored), side, side, 3), np.uint8)
     for row, image in enumerate(stored):
         pixels[row] = fit_square(image, side)
-    return ImageSet(torch.from_numpy(pixels), labels)
+    return pixels

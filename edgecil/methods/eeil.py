@@ -39,7 +39,8 @@ from edgecil.rankings import herding, nearest_to_mean
 from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
 
 THIRDS = Schedule("step", (1 / 3, 2 / 3))
-RANKINGS = {"herding": herding, "nearest": nearest_to_mean}
+# Features are unit vectors in herding (iCaRL's), and as they are in ABD's code.
+RANKINGS = {"herding": herding, "nearest": partial(nearest_to_mean, normalise=False)}
 NOISE_DECAY = 0.55
 
 ONE_CLASS = (

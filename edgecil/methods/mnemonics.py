@@ -100,7 +100,7 @@ def check_host(host: Recipe) -> None:
         why = "keeps more than exemplars" if fits else "does not choose exemplars"
         raise UsageError(
             f"mnemonics cannot be laid over {host.name}, which {why}",
-            hint="hosts are lwf-coreset, icarl, bic and lucir",
+            hint="hosts replay exemplars: lwf-coreset, icarl, bic, lucir, eeil, rehearsal",
         )
 
 

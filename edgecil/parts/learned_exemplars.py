@@ -37,8 +37,8 @@ def halves(labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
 class Learned(nn.Module):
     """Images as parameters: ``values`` ``(M, 3, R, R)``, their ``labels`` and their ``rows``.
 
-    ``rows`` are those of the set that they begin as; -1 where that is not decided yet. Without
-    values the rows alone are remembered.
+    ``rows`` are those of the set that they begin as; -1 where that is not decided yet. There may
+    be more rows than values: what may be stored as it is.
     """
 
     rows: Tensor

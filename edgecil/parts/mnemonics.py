@@ -76,22 +76,24 @@ def _usable(method: Mnemonics, ctx: Context, name: str) -> ImageSet:
     return images if bool(free.all()) else images.subset(free.to(images.labels.device))
 
 
-def _new_rows(ctx: Context, counts: Tensor | None = None) -> Tensor:
-    """Return the rows of the new images that the selection ranks, class by class, best first.
+def _new_rows(ctx: Context, counts: Tensor) -> Tensor:
+    """Return the rows of the new images that the selection ranks.
 
-    At most ``counts`` ``(K_n,)`` of every class.
+    First the best ``counts`` ``(K_n,)`` of every class, class by class, then the others.
     """
     assert ctx.shelf is not None
     ranked, classes = ctx.shelf.ranked().rows, ctx.classes
     rows = [ranked[label] - len(ctx.sets["kept"]) for label in range(classes.old, classes.seen)]
-    limits = [None] * len(rows) if counts is None else counts.tolist()
-    return torch.cat([of_class[:n] for of_class, n in zip(rows, limits, strict=True)])
+    best = [of_class[:n] for of_class, n in zip(rows, counts.tolist(), strict=True)]
+    spare = [of_class[n:] for of_class, n in zip(rows, counts.tolist(), strict=True)]
+    return torch.cat(best + spare)
 
 
 def _taken(ctx: Context) -> Tensor:
-    """Return the labels of the exemplars that the budget would take now, found out once.
+    """Return the labels of the exemplars that the budget takes as the network is at first.
 
-    For room: the network that ranks them in the end is another.
+    An estimate, made once: the network that ranks in the end is another, and so is the size of
+    encoded images once they are optimised.
     """
     assert ctx.shelf is not None
     key = "exemplars that fit"
@@ -102,13 +104,15 @@ def _taken(ctx: Context) -> Tensor:
 
 
 def build_new(method: Mnemonics, ctx: Context) -> Learned:
-    """Return room for as many new exemplars as the budget is likely to take."""
-    labels, side = ctx.sets["new"].labels, ctx.preprocess.resize
-    if method.learns:
-        taken = _taken(ctx)
-        labels = taken[taken >= ctx.classes.old]
+    """Return room for as many new exemplars as the budget is likely to take.
+
+    Rows are those of all new images that may be stored: should the budget take more of them in
+    the end, those behind are stored as they are, so that no class has fewer than the others.
+    """
+    taken, side = _taken(ctx), ctx.preprocess.resize
+    labels = taken[taken >= ctx.classes.old].clone()
     values = torch.zeros(len(labels) if method.learns else 0, 3, side, side)
-    return Learned(torch.full((len(labels),), -1), labels.clone(), values)
+    return Learned(torch.full((len(ctx.sets["new"]),), -1), labels, values)
 
 
 def build_half(method: Mnemonics, number: int, ctx: Context) -> Learned:
@@ -146,14 +150,12 @@ def learned(ctx: Context, name: str) -> Learned:
 def choose(ctx: Context) -> None:
     """Rank the new images with the network as it is now; their pixels are the beginning."""
     new, own = ctx.sets["new"], learned(ctx, NEW)
-    if not own.count:
-        rows = _new_rows(ctx)
-        own.rows[: len(rows)] = rows.to(own.rows.device)
-        return
     counts = torch.bincount(own.labels.cpu() - ctx.classes.old, minlength=ctx.classes.new)
-    rows = _new_rows(ctx, counts).to(new.labels.device)
-    own.rows.copy_(rows)
-    own.values.copy_(to_values(new.pixels.index_select(0, rows).to(ctx.device), ctx.preprocess))
+    rows = _new_rows(ctx, counts)
+    own.rows[: len(rows)] = rows.to(own.rows.device)
+    if own.count:
+        begin = new.pixels.index_select(0, rows[: own.count].to(new.labels.device))
+        own.values.copy_(to_values(begin.to(ctx.device), ctx.preprocess))
 
 
 def candidates(ctx: Context) -> Candidates:
@@ -169,7 +171,7 @@ def candidates(ctx: Context) -> Candidates:
     for name, first in ((NEW, kept), (HALF_A, 0), (HALF_B, 0)):
         group = learned(ctx, name)
         if group.count:
-            at = (group.rows.cpu() + first).tolist()
+            at = (group.rows[: group.count].cpu() + first).tolist()
             changed |= zip(at, to_pixels(group.values, ctx.preprocess).cpu(), strict=True)
     return Candidates(by_class, changed)
 
@@ -200,7 +202,8 @@ def _active(method: Mnemonics, ctx: Context, name: str) -> Tensor:
     own = learned(ctx, name)
     if name != NEW:
         return torch.arange(own.count, device=ctx.device)
-    return torch.nonzero(_free(method, ctx, "new")[own.rows.cpu()])[:, 0].to(ctx.device)
+    rows = own.rows[: own.count].cpu()
+    return torch.nonzero(_free(method, ctx, "new")[rows])[:, 0].to(ctx.device)
 
 
 def held(method: Mnemonics, name: str, ctx: Context) -> Mapping[str, Tensor]:
@@ -272,7 +275,7 @@ def _fixed(method: Mnemonics, ctx: Context, like: Tensor) -> Tensor:
     if own.count:
         new = own.images(ctx.preprocess).subset(_active(method, ctx, NEW))
     else:
-        rows = own.rows[own.rows >= 0].cpu()
+        rows = own.rows[: len(own.labels)].cpu()
         rows = rows[_free(method, ctx, "new")[rows]]
         new = ctx.sets["new"].subset(rows.to(ctx.sets["new"].labels.device))
     for images in (_usable(method, ctx, "kept"), new):

@@ -1,6 +1,5 @@
 """Mnemonics over its hosts: what is chosen, what is optimised, and what is stored of it."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,14 +123,8 @@ def test_fine_tuning_and_rule_see_exactly_what_the_store_returns(codec, tmp_path
     )
     outcome = None
     for groups in ((2,), (2, 1)):
-        recipe = toys.built("icarl+mnemonics")
-        fields = tuple(
-            dataclasses.replace(f, codec=codec) if f.name == IMAGES else f for f in recipe.fields
-        )
-        previous = outcome and outcome.model
-        given = dataclasses.replace(
-            toys.task("icarl+mnemonics", groups, previous, budget=Budget(bytes=40_000)),
-            recipe=dataclasses.replace(recipe, fields=fields),
+        given = toys.task(
+            "icarl+mnemonics", groups, outcome and outcome.model, Budget(bytes=40_000), codec=codec
         )
         first = sum(groups[:-1])
         new = toys.image_set(range(first, first + groups[-1]))
@@ -149,6 +142,24 @@ def test_fine_tuning_and_rule_see_exactly_what_the_store_returns(codec, tmp_path
         for c in range(3)
     ]
     assert np.allclose(outcome.model.rule.arrays()["means"], torch.stack(means), atol=1e-4)
+
+
+@pytest.mark.parametrize("estimate", [1, 3, 5])
+def test_every_class_has_as_many_images_whatever_was_estimated(estimate, tmp_path, monkeypatch):
+    # Encoded images are smaller or larger once they are optimised: the budget says how many fit.
+    def taken(ctx):
+        return torch.repeat_interleave(torch.arange(ctx.classes.seen), estimate)
+
+    monkeypatch.setattr(mnemonics, "_taken", taken)
+    first, second = toys.learn(
+        "icarl+mnemonics", (2, 1), tmp_path, options={"mode": "prototype", "adjust": False}
+    )
+    originals = {image.tobytes() for image in toys.image_set(range(3)).pixels.numpy()}
+    for outcome, classes in ((first, 2), (second, 3)):
+        assert outcome.model.kept.read(COUNTS).tolist() == [5] * classes
+        as_they_were = [image.tobytes() in originals for image in stored(outcome)]
+        optimised = [rank < estimate for rank in range(5)] * classes
+        assert as_they_were == [not changed for changed in optimised]
 
 
 def test_the_outer_loss_falls(tmp_path):
@@ -211,7 +222,7 @@ def test_prototypes_are_of_no_image_that_bic_holds_out(kind, name, tmp_path):
     else:
         images = own.values.data if own.count else ctx.sets["new"].pixels
         held = torch.from_numpy(ctx.columns["exemplars.held_out"])
-        held = held[own.rows] if own.count else held
+        held = held[own.rows[: own.count]] if own.count else held
 
     def loss():
         ctx.scratch.clear()
