@@ -51,7 +51,9 @@ class Options:
     )
     inner_steps: int = option(50, "steps of the temporary model (eq. (8))", low=1)
     inner_lr: float = option(0.01, "its learning rate, and that of the fine-tuning", low=0.0)
-    inner_batch: int = option(128, "exemplars in an inner step, at most; not published", low=1)
+    inner_batch: int = option(
+        0, "exemplars drawn for an inner step; 0: all (eq. (8)), which takes most memory", low=0
+    )
     outer_epochs: int = option(50, "epochs of the pixels (released code: 1)", low=1)
     pixel_lr: float = option(
         0.01, "rate of the pixels in units of the input, halved every 10 epochs", low=0.0

@@ -45,6 +45,7 @@ class Mnemonics:
     inner_steps: int
     inner_lr: float
     inner_batch: int
+    """Exemplars drawn for each of these steps; 0: all of them."""
     epochs: int
     pixel_optim: Optim
     halve_every: int
@@ -226,7 +227,7 @@ def unrolled_loss(
     """
     own, seen = learned(ctx, name), ctx.classes.seen
     generator = ctx.stream(f"inner steps of {name}, {ctx.step}")
-    few = min(method.inner_batch, len(active))
+    few = min(method.inner_batch or len(active), len(active))
     picks = [
         active[torch.randperm(len(active), generator=generator)[:few].to(active.device)]
         for _ in range(method.inner_steps)
