@@ -46,7 +46,11 @@ class Core(nn.Module):
 
 
 def core_module(net: Net, rule: Rule) -> Core:
-    """Return a float32 copy of net and rule on the CPU, in eval mode."""
+    """Return a float32 copy of net and rule on the CPU, in eval mode.
+
+    What of the rule fits into the weights is in them: on the device it costs nothing.
+    """
+    net, rule = rule.folded(net)
     core = Core(copy.deepcopy(net), copy.deepcopy(rule)).cpu().float().eval()
     # The exporter writes other nodes for hard swish on channels-last weights, and names of
     # ranges that were recorded while learning must be those of every later export.

@@ -81,7 +81,10 @@ def test_nearest_mean_is_precise_under_autocast() -> None:
     assert torch.equal(inside, rule(FEATURES, LOGITS))
 
 
-@pytest.mark.parametrize("rule", [ArgmaxRule(7), NearestMeanRule(MEANS)])
+CORRECTED = CorrectedRule(torch.linspace(0.4, 1, 7), torch.linspace(-2, 0, 7))
+
+
+@pytest.mark.parametrize("rule", [ArgmaxRule(7), NearestMeanRule(MEANS), CORRECTED])
 def test_a_rule_is_rebuilt_from_its_arrays(rule: Rule) -> None:
     rebuilt = build_rule(rule.kind, rule_arrays(rule))
     assert type(rebuilt) is type(rule)
