@@ -6,7 +6,7 @@ they are.
 
 The Fisher information is the mean of squared gradients of single images, in eval mode. Codes that
 square the mean gradient of a batch underestimate it, up to as many times as there are images in
-the batch: a strength of theirs stands for a smaller one here. Without ``steady`` a penalty too
+the batch: a strength of theirs stands for a smaller one here. Without ``clamp`` a penalty too
 strong for the learning rate diverges: on the protocol ``quick`` 100 does, in the second increment.
 """
 
@@ -19,7 +19,7 @@ from edgecil.context import Context
 from edgecil.memory.fields import Field
 from edgecil.method import Recipe
 from edgecil.options import option
-from edgecil.parts.importance import STEADY_HELP, fisher, keep, pulled_recipe
+from edgecil.parts.importance import CLAMP_HELP, fisher, keep, penalised_recipe
 
 FISHER = Field("fisher", "backbone", "the Fisher information of every weight of the backbone")
 
@@ -30,11 +30,13 @@ PAPER = "Kirkpatrick et al.: Overcoming catastrophic forgetting in neural networ
 class Options:
     """Options of ``ewc``."""
 
-    strength: float = option(5000.0, "lambda, the stiffness (eq. (3) has lambda / 2)", low=0.0)
+    strength: float = option(
+        5000.0, "lambda, weight of the penalty (eq. (3) has lambda / 2)", low=0.0
+    )
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
     )
-    steady: bool = option(True, STEADY_HELP)
+    clamp: bool = option(True, CLAMP_HELP)
 
 
 def remember(ctx: Context) -> None:
@@ -46,6 +48,6 @@ def remember(ctx: Context) -> None:
 def recipe(options: Options) -> Recipe:
     """Return the recipe of EWC."""
     # Kirkpatrick et al. 2017, eq. (3).
-    return pulled_recipe(
-        "ewc", FISHER, remember, options.strength / 2, options.ce_scope, options.steady
+    return penalised_recipe(
+        "ewc", FISHER, remember, options.strength / 2, options.ce_scope, options.clamp
     )

@@ -4,7 +4,7 @@ Kept between increments: one importance per weight of the backbone, summed over 
 anchor is the current version itself. Under ``ce_scope=new`` the classifier's rows of the old
 classes stay as they are.
 
-Without ``steady`` a penalty too strong for the learning rate diverges; with it the most important
+Without ``clamp`` a penalty too strong for the learning rate diverges; with it the most important
 weights are held less than the paper does.
 """
 
@@ -16,7 +16,7 @@ from typing import Literal
 from edgecil.context import Context
 from edgecil.method import Recipe
 from edgecil.options import option
-from edgecil.parts.importance import SENSITIVITY, STEADY_HELP, keep, pulled_recipe, sensitivity
+from edgecil.parts.importance import CLAMP_HELP, SENSITIVITY, keep, penalised_recipe, sensitivity
 
 PAPER = (
     "Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars: Memory Aware Synapses: "
@@ -28,11 +28,11 @@ PAPER = (
 class Options:
     """Options of ``mas``."""
 
-    strength: float = option(1.0, "lambda, the stiffness (eq. (4))", low=0.0)
+    strength: float = option(1.0, "lambda, weight of the penalty (eq. (4))", low=0.0)
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
     )
-    steady: bool = option(True, STEADY_HELP)
+    clamp: bool = option(True, CLAMP_HELP)
 
 
 def remember(ctx: Context) -> None:
@@ -43,6 +43,6 @@ def remember(ctx: Context) -> None:
 def recipe(options: Options) -> Recipe:
     """Return the recipe of MAS."""
     # Aljundi et al. 2018, eq. (4).
-    return pulled_recipe(
-        "mas", SENSITIVITY, remember, options.strength, options.ce_scope, options.steady
+    return penalised_recipe(
+        "mas", SENSITIVITY, remember, options.strength, options.ce_scope, options.clamp
     )

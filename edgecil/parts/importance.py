@@ -119,7 +119,7 @@ def penalty(
     return torch.stack(terms).sum()
 
 
-class Springs(nn.Module):
+class Importance(nn.Module):
     """The kept importance of every backbone parameter, on the device while an increment trains."""
 
     def __init__(self, importance: Mapping[str, Tensor]) -> None:
@@ -129,49 +129,49 @@ class Springs(nn.Module):
             self.register_buffer(self._names[name], value)
 
     @property
-    def importance(self) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, Tensor]:
         """Importance by the name of the parameter in the network."""
         return {name: self.get_buffer(stored) for name, stored in self._names.items()}
 
 
-SPRINGS = "springs"
+IMPORTANCE = "importance"
 
 
-def _springs(field: Field, ctx: Context) -> Springs:
+def _importance(field: Field, ctx: Context) -> Importance:
     kept = ctx.kept.read(field.name) if field.name in ctx.kept else {}
-    return Springs({name: torch.from_numpy(value) for name, value in kept.items()})
+    return Importance({name: torch.from_numpy(value) for name, value in kept.items()})
 
 
-STEADY_HELP = "hold no weight stiffer than the learning rate can step: any strength converges"
-_IF_DIVERGING = "a smaller --set strength=X, --set steady=true, or a smaller --lr"
+CLAMP_HELP = "clamp importance at 1 / (2 lambda lr): SGD then converges at any strength"
+_IF_DIVERGING = "a smaller --set strength=X, --set clamp=true, or a smaller --lr"
 
 
-def most_importance(stiffness: float, lr: float) -> float:
-    """Return the importance from which on a spring is stiffer than a step of ``lr`` can follow.
+def importance_limit(strength: float, lr: float) -> float:
+    """Return the importance beyond which SGD at the rate ``lr`` cannot follow the penalty.
 
     Alone, s F d^2 is descended with momentum m while lr 2 s F < 2 (1 + m), and diverges from
     there on. At lr 2 s F = 1 one step ends at the anchor, and room is left for the curvature of
     the cross-entropy.
     """
-    return 1 / (2 * stiffness * lr) if stiffness * lr > 0 else math.inf
+    return 1 / (2 * strength * lr) if strength * lr > 0 else math.inf
 
 
-def pulled_step(stiffness: float, ce_scope: str, steady: bool, ctx: Context, batch: Batch) -> Terms:
-    """Return the cross-entropy on new images and the pull towards the old weights.
+def penalised_step(
+    strength: float, ce_scope: str, clamp: bool, ctx: Context, batch: Batch
+) -> Terms:
+    """Return the cross-entropy on new images and the penalty for leaving the old weights.
 
-    The pull is that of the kept importance, anchored at the network learned before; where it is
-    ``steady``, none is stiffer than the learning rate can step.
+    The penalty weighs by the kept importance, and is anchored at the network learned before.
     """
     logits = ctx.net(batch.images).logits
     span = ce_span(ctx, ce_scope)
     terms = {"classification": Term(cross_entropy(logits, batch.labels, span))}
     if ctx.classes.old:
-        springs = ctx.modules[SPRINGS]
-        assert isinstance(springs, Springs)
-        lr = ctx.setup.training.optim.lr
-        most = most_importance(stiffness, lr) if steady else math.inf
-        pull = penalty(ctx.net, ctx.teachers["previous"], springs.importance, most)
-        terms["pull"] = Term(pull, stiffness, to=("backbone",))
+        importance = ctx.modules[IMPORTANCE]
+        assert isinstance(importance, Importance)
+        most = importance_limit(strength, ctx.setup.training.optim.lr) if clamp else math.inf
+        value = penalty(ctx.net, ctx.teachers["previous"], importance.by_name, most)
+        terms["penalty"] = Term(value, strength, to=("backbone",))
     return terms
 
 
@@ -194,20 +194,20 @@ def add(ctx: Context, field: Field, measured: Mapping[str, Tensor], share: float
     ctx.keeps.write(field.name, total)
 
 
-def pulled_recipe(
+def penalised_recipe(
     name: str,
     field: Field,
     remember: Callable[[Context], None],
-    stiffness: float,
+    strength: float,
     ce_scope: str,
-    steady: bool,
+    clamp: bool,
 ) -> Recipe:
-    """Return a method that pulls the backbone towards the old weights, by what ``field`` holds.
+    """Return a method that penalises changes of the backbone by what ``field`` holds of it.
 
     ``remember`` keeps the field. Rows of old classes that the cross-entropy leaves out are held:
     no loss reaches them, and the weight decay would wear them away.
     """
-    step = partial(pulled_step, stiffness, ce_scope, steady)
+    step = partial(penalised_step, strength, ce_scope, clamp)
 
     def old_rows(ctx: Context) -> Mapping[str, Tensor]:
         return held_below(ctx, ce_span(ctx, ce_scope).start)
@@ -224,7 +224,7 @@ def pulled_recipe(
         name,
         phases=phases,
         fields=(field,),
-        modules=(ModuleSpec(SPRINGS, partial(_springs, field)),),
+        modules=(ModuleSpec(IMPORTANCE, partial(_importance, field)),),
         teachers=previous_net,
         end=remember,
         adopt=adopt,

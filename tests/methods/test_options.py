@@ -22,7 +22,7 @@ ELSEWHERE = {
 BESIDE = {
     ("bic", "fit_lr"): {"fit": "early-stopped"},
     ("bic", "fit_epochs"): {"fit": "early-stopped"},
-    ("mas", "steady"): {"strength": 3.0},
+    ("mas", "clamp"): {"strength": 3.0},
     ("icarl", "pixel_momentum"): {"pixel_optim": "sgd", "pixel_lr": 100.0},
 }
 """Options of a host that matter only beside another value of a second one."""

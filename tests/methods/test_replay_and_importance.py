@@ -1,5 +1,6 @@
 """What single methods promise beyond the contract: balance, held-out images, importance."""
 
+import copy
 import dataclasses
 from functools import partial
 from types import SimpleNamespace
@@ -68,6 +69,26 @@ class TestImportance:
         for name, value in found.items():
             assert torch.allclose(value, wanted[name], rtol=2e-3, atol=1e-6), name
 
+    def test_fisher_is_of_the_class_that_is_drawn_from_the_softmax(self, tmp_path, monkeypatch):
+        ctx, _ = context("ewc", (3,), tmp_path)
+        images = toys.image_set(range(3), 4)
+        draws = torch.linspace(0.02, 0.98, len(images))
+        monkeypatch.setattr(torch, "rand", lambda n, generator: draws[:n])
+        found = fisher(ctx, images)
+        net = copy.deepcopy(ctx.net).eval().requires_grad_(True)
+        weights = dict(net.backbone.named_parameters())
+        wanted = {name: torch.zeros_like(value) for name, value in weights.items()}
+        drawn = []
+        for image, draw in zip(torch.cat(list(ctx.loader(images))), draws, strict=True):
+            logs = torch.log_softmax(net(image[None]).logits[0, :3], dim=0)
+            drawn.append(int(torch.searchsorted(logs.detach().exp().cumsum(0), draw)))
+            slopes = torch.autograd.grad(logs[drawn[-1]], list(weights.values()))
+            for name, slope in zip(weights, slopes, strict=True):
+                wanted[name] += slope.square() / len(images)
+        assert len(set(drawn)) == 3  # neither the labels nor the likeliest classes
+        for name, value in found.items():
+            torch.testing.assert_close(value, wanted[name], rtol=2e-3, atol=1e-7)
+
     @pytest.mark.parametrize("measure", [fisher, sensitivity])
     def test_does_not_depend_on_the_batch_size(self, measure, tmp_path):
         ctx, _ = context("ewc", (3,), tmp_path)
@@ -96,7 +117,7 @@ class TestImportance:
         assert all(torch.equal(v, before[k]) for k, v in ctx.net.state_dict().items())
 
     @pytest.mark.parametrize(("method", "factor"), [("ewc", 0.5), ("mas", 1.0)])
-    def test_beyond_what_a_step_can_follow_it_diverges_and_a_steady_one_holds(
+    def test_beyond_what_a_step_can_follow_it_diverges_and_a_clamped_one_holds(
         self, method, factor, tmp_path
     ):
         training = toys.TRAINING.updated(epochs=10)
@@ -108,18 +129,38 @@ class TestImportance:
         strength = 2 * (1 + 0.9) / (2 * factor * training.optim.lr * largest)
         new = toys.image_set(range(3, 5))
 
-        def learn(times, steady):
-            options = {"strength": times * strength, "steady": steady}
+        def learn(times, clamp):
+            options = {"strength": times * strength, "clamp": clamp}
             given = toys.task(method, (3, 2), base.model, training=training, options=options)
             return increment.train(given, toys.sets_of(given, new), toys.session()).model.net
 
         with pytest.raises(TrainingError) as caught:
             learn(100, False)
-        assert "--set strength" in caught.value.hint and "steady" in caught.value.hint
+        assert "--set strength" in caught.value.hint and "clamp" in caught.value.hint
         moved = [
             float(penalty(learn(times, True), base.model.net, importance)) for times in (1e-4, 100)
         ]
         assert moved[1] < 0.1 * moved[0]
+
+    @pytest.mark.parametrize(("method", "factor"), [("ewc", 0.5), ("mas", 1.0)])
+    def test_the_penalty_is_that_of_the_paper(self, method, factor, tmp_path):
+        """EWC, eq. (3): lambda / 2 sum F d^2; MAS, eq. (4): lambda sum Omega d^2."""
+        options = {"strength": 7.0, "clamp": False}
+        ctx, phases = context(method, (3, 2), tmp_path, options=options)
+        run = PhaseRun(ctx, phases[0], 0, toys.session())
+        with torch.no_grad():
+            for parameter in ctx.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        term = phases[0].step(ctx, run._batch(0))["penalty"]
+        (kept,) = ctx.kept.names
+        before, now = ctx.previous.state_dict(), ctx.net.state_dict()
+        distance = sum(
+            float((torch.tensor(value).double() * (now[name] - before[name]).square()).sum())
+            for name, value in ctx.kept.read(kept).items()
+        )
+        assert distance > 0 and term.to == ("backbone",)
+        wanted = 7.0 * factor * distance
+        assert float(term.value.detach()) * term.weight == pytest.approx(wanted, rel=1e-4)
 
     def test_the_penalty_is_the_weighted_square_distance(self, tmp_path):
         ctx, _ = context("ewc", (3, 2), tmp_path)
@@ -147,7 +188,7 @@ class TestImportance:
         *_, last = toys.learn(method, (2, 2), tmp_path / "s", training=decay, options=options)
         assert not torch.equal(last.model.net.head.bias[:2], first.bias)
 
-    def test_a_stiff_spring_keeps_the_weights_and_none_lets_them_go(self, tmp_path):
+    def test_a_strong_penalty_keeps_the_weights_and_none_lets_them_go(self, tmp_path):
         moved = []
         training = toys.TRAINING.updated(epochs=8, lr=0.005)
         for number, strength in enumerate((0.0, 10.0)):
@@ -313,6 +354,16 @@ class TestLucir:
         cosines = ctx.net.head.cosines(features)[:, 3:]
         own = cosines.gather(1, ctx.sets["new"].labels[:, None] - 3)
         assert own.mean() > cosines.mean()
+
+    def test_the_margin_is_of_cosines_whatever_their_scale(self, tmp_path):
+        ctx, phases = context("lucir", (3, 2), tmp_path)
+        batch = PhaseRun(ctx, phases[0], 0, toys.session())._batch(0)
+        found = []
+        for eta in (1.0, 20.0):
+            ctx.net.head.eta.data.fill_(eta)
+            ctx.net.eval()
+            found.append(float(phases[0].step(ctx, batch)["margin ranking"].value.detach()))
+        assert found[0] == found[1] > 0
 
     def test_fine_tuning_moves_the_head_and_nothing_else(self, tmp_path):
         ctx, phases = context("lucir", (3, 2), tmp_path, options={"finetuning": True})
