@@ -235,6 +235,21 @@ def test_prototypes_are_of_no_image_that_bic_holds_out(kind, name, tmp_path):
         assert (loss() == before) == same
 
 
+@pytest.mark.parametrize("mode", ["unrolled", "prototype"])
+def test_no_phase_sees_an_image_that_bic_holds_out(mode, tmp_path):
+    options = {"mode": mode, "held_out": 0.3}
+    (first,) = toys.learn("bic+mnemonics", (2,), tmp_path, options=options)
+    ctx, phases, run = ready("bic+mnemonics", (2, 2), first.model, options)
+    flags = {"kept": ctx.kept.read("exemplars.held_out"), "new": ctx.columns["exemplars.held_out"]}
+    held = {i.tobytes() for n, out in flags.items() for i in ctx.sets[n].pixels.numpy()[out]}
+    assert len(held) == sum(out.sum() for out in flags.values()) > 4
+    for number, phase in enumerate(phases):
+        phase.prepare(ctx)
+        PhaseRun(ctx, phase, number, run)
+        seen = {image.tobytes() for image in ctx.view.pixels.numpy()}
+        assert seen and not seen & held, phase.name
+
+
 def test_old_exemplars_change_by_adjusting_and_only_by_it(tmp_path):
     options = {"exemplars": "herding", "finetune": 0}
     first, adjusted = toys.learn("icarl+mnemonics", (2, 1), tmp_path / "a", options=options)
