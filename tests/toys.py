@@ -77,7 +77,7 @@ TRAINING = Training(epochs=2, batch_size=16, optim=Optim(lr=0.05))
 # show hardly more than one class, and few of what trains pixels.
 SMALL = {
     "synthesis_steps": 4, "collapse": "accept",
-    "inner_steps": 1, "inner_batch": 4, "outer_epochs": 2, "finetune": 1,
+    "inner_steps": 1, "inner_batch": 4, "outer_epochs": 2, "exemplar_epochs": 1,
     "ratio": 0.25, "vae_width": 2, "vae_latent": 8,
 }  # fmt: skip
 

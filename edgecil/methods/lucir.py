@@ -55,11 +55,13 @@ class Options:
     less_forget: float = option(
         5.0, "weight of the less-forget term, times sqrt(K_o / K_n) (ImageNet: 10)", low=0.0
     )
-    ranking: float = option(1.0, "weight of the margin ranking", low=0.0)
+    margin_weight: float = option(1.0, "weight of the margin ranking", low=0.0)
     margin: float = option(0.5, "m of the margin ranking, as a cosine", low=0.0, high=2.0)
     hardest: int = option(2, "new classes each image is ranked against", low=1, high=100)
     imprint: bool = option(True, "start new rows from the mean features of their classes")
-    finetuning: bool = option(False, "fine-tune the head on equally many images of each class")
+    balanced_finetuning: bool = option(
+        False, "fine-tune the head on equally many images of each class"
+    )
 
 
 def _embedded(net: Any, features: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ def step(options: Options, ctx: Context, batch: Batch) -> Terms:
         # device in every step.
         cosines = _rows(ctx).cosines(features)[:, : old + new]
         term = margin_ranking(cosines, batch.labels, old, options.margin, options.hardest)
-        terms["margin ranking"] = Term(term, options.ranking)
+        terms["margin ranking"] = Term(term, options.margin_weight)
     return terms
 
 
@@ -138,7 +140,7 @@ def phases(options: Options, setup: Setup) -> tuple[Phase, ...]:
     """Return training, and on request fine-tuning of the head on balanced images."""
     view: View = "new+kept" if setup.images["kept"] else "new"
     train = Phase("train", partial(step, options), setup.training, view, masks=new_rows)
-    if not (options.finetuning and setup.images["kept"]):
+    if not (options.balanced_finetuning and setup.images["kept"]):
         return (train,)
     # Section 4.1 of the supplement: 20 epochs at 0.01, divided by 10 after 10.
     optim = Optim(0.01, 0.9, 5e-4, Schedule("step", (0.5,)))

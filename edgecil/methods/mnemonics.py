@@ -45,7 +45,9 @@ class Options:
         choices=("mnemonics", "random", "herding"),
     )  # fmt: skip
     adjust: bool = option(True, "optimise old exemplars too, each half on the other (eq. (10))")
-    finetune: int = option(50, "epochs on exemplars alone, after the base; 0: none", low=0)
+    exemplar_epochs: int = option(
+        50, "epochs of fine-tuning on exemplars alone, after the base; 0: none", low=0
+    )
     weight_transfer: bool = option(
         False, "after the base, train scales of kernels instead of weights (paper: true)"
     )
@@ -74,7 +76,7 @@ def _settings(host: Recipe, options: Options) -> Mnemonics:
         unrolled=options.mode == "unrolled",
         learns=options.exemplars == "mnemonics",
         adjusts=options.adjust,
-        finetuning=options.finetune,
+        finetuning=options.exemplar_epochs,
         inner_steps=options.inner_steps,
         inner_lr=options.inner_lr,
         inner_batch=options.inner_batch,
@@ -167,7 +169,7 @@ PRESETS: Mapping[str, Preset] = {
     "mnemonics-released": Preset(
         _CIFAR,
         options={
-            "mode": "prototype", "adjust": False, "finetune": 0, "weight_transfer": True,
+            "mode": "prototype", "adjust": False, "exemplar_epochs": 0, "weight_transfer": True,
             "outer_epochs": 1, "pixel_lr": 1e-5, "pixel_optim": "sgd", "pixel_momentum": 0.9,
             "pixel_decay": 5e-4,
         },

@@ -100,7 +100,7 @@ def test_a_run_whose_memory_does_not_fit_goes_on_with_more(folders, tmp_path, mo
 
 MNEMONICS = {
     "method": "icarl+mnemonics", "codec": "webp-lossless", "batch_size": 4,
-    "options": {"mode": "prototype", "outer_epochs": 2, "pixel_lr": 0.5, "finetune": 1},
+    "options": {"mode": "prototype", "outer_epochs": 2, "pixel_lr": 0.5, "exemplar_epochs": 1},
 }  # fmt: skip
 
 

@@ -112,8 +112,8 @@ def test_the_dry_run_plans_what_is_then_kept(learned, uneven, tmp_path):
 
 
 VARIANTS = [(name, {}) for name in METHODS] + [
-    ("lucir", {"finetuning": True}), ("abd", {"collapse": "retry"}), ("icarl+mnemonics", {}),
-    ("eeil", {"finetuned": "head"}),
+    ("lucir", {"balanced_finetuning": True}), ("abd", {"collapse": "retry"}),
+    ("icarl+mnemonics", {}), ("eeil", {"finetuned": "head"}),
 ]  # fmt: skip
 
 

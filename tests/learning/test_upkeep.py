@@ -157,7 +157,7 @@ class TestForget:
 
     def test_trained_pixels_are_no_image_of_a_file(self, place, folders):
         """Version 3 is older than the images of version 4, whose pixels were trained."""
-        options = {"mode": "prototype", "outer_epochs": 1, "pixel_lr": 0.5, "finetune": 0}
+        options = {"mode": "prototype", "outer_epochs": 1, "pixel_lr": 0.5, "exemplar_epochs": 0}
         more = toys.write_folder(folders[0].parent / "trained", [8, 9])
         small_runs.learn(more, place.root, method="icarl+mnemonics", options=options)
         before = small_runs.tree(place.root)

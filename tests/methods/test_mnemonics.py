@@ -26,7 +26,7 @@ from edgecil.parts.weight_transfer import ScaledConv
 from edgecil.rankings import herding, random_ranking
 from edgecil.settings import CIFAR, IMAGENET
 
-PLAIN = {"adjust": False, "finetune": 0}
+PLAIN = {"adjust": False, "exemplar_epochs": 0}
 
 
 def stored(outcome):
@@ -102,7 +102,7 @@ def test_random_exemplars_are_those_of_the_host_with_random_ranking(tmp_path):
 
 @pytest.mark.parametrize(("mode", "start"), [("unrolled", "random"), ("prototype", "herding")])
 def test_optimised_exemplars_begin_as_the_ablation_and_take_its_bytes(mode, start, tmp_path):
-    options = {"mode": mode, "adjust": False, "finetune": 0}
+    options = {"mode": mode, "adjust": False, "exemplar_epochs": 0}
     (learned,) = toys.learn("icarl+mnemonics", (2,), tmp_path / "a", options=options)
     (chosen,) = toys.learn(
         "icarl+mnemonics", (2,), tmp_path / "b", options={"exemplars": start, **options}
@@ -251,7 +251,7 @@ def test_no_phase_sees_an_image_that_bic_holds_out(mode, tmp_path):
 
 
 def test_old_exemplars_change_by_adjusting_and_only_by_it(tmp_path):
-    options = {"exemplars": "herding", "finetune": 0}
+    options = {"exemplars": "herding", "exemplar_epochs": 0}
     first, adjusted = toys.learn("icarl+mnemonics", (2, 1), tmp_path / "a", options=options)
     _, left = toys.learn(
         "icarl+mnemonics", (2, 1), tmp_path / "b", options={**options, "adjust": False}

@@ -366,7 +366,7 @@ class TestLucir:
         assert found[0] == found[1] > 0
 
     def test_fine_tuning_moves_the_head_and_nothing_else(self, tmp_path):
-        ctx, phases = context("lucir", (3, 2), tmp_path, options={"finetuning": True})
+        ctx, phases = context("lucir", (3, 2), tmp_path, options={"balanced_finetuning": True})
         assert [p.name for p in phases] == ["train", "class-balanced fine-tuning"]
         assert phases[1].trains == ("head",) and phases[1].mode == "eval"
         assert lucir.new_rows(ctx)["head.weight"].sum(dim=1).tolist() == [0, 0, 0, 64, 64]
@@ -399,7 +399,7 @@ class TestLucir:
     def test_fine_tuning_holds_a_hidden_layer(self, mobile, tmp_path):
         given = toys.task(
             "lucir", (3, 2), mobile[0].model, arch="mobilenet_v3_small",
-            options={"finetuning": True},
+            options={"balanced_finetuning": True},
         )  # fmt: skip
         ctx, phases = begin(given, toys.sets_of(given, toys.image_set(range(3, 5))), toys.session())
         before = {k: v.clone() for k, v in ctx.net.state_dict().items()}

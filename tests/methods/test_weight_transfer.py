@@ -51,7 +51,12 @@ def test_there_is_one_scale_per_kernel():
 
 
 def test_an_increment_scales_the_kernels_it_began_with(tmp_path):
-    options = {"weight_transfer": True, "exemplars": "herding", "adjust": False, "finetune": 2}
+    options = {
+        "weight_transfer": True,
+        "exemplars": "herding",
+        "adjust": False,
+        "exemplar_epochs": 2,
+    }
     first, second = toys.learn("lucir+mnemonics", (2, 2), tmp_path, options=options)
     assert [type(m) for m in first.model.net.modules()] == [
         type(m) for m in second.model.net.modules()
