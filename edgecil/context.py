@@ -103,10 +103,6 @@ class Shelf(Protocol):
         """
         ...
 
-    def decoded(self, images: ImageSet) -> ImageSet:
-        """Return the same images as they would decode from storage."""
-        ...
-
 
 @dataclass
 class Context:

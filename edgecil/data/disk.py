@@ -43,9 +43,9 @@ class PixelFile:
     def __init__(self, folder: Path, count: int, resize: int) -> None:
         self.shape = (count, resize, resize, 3)
         self._row_bytes = resize * resize * 3
-        self._folder = _existing(folder)
+        self.folder = _existing(folder)
         try:
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
             if count:
                 # Taken at once, so that a full disk is noticed before hours of decoding.
@@ -54,11 +54,11 @@ class PixelFile:
             raise self._failure(error) from None
 
     def _failure(self, error: OSError) -> DataError:
-        needed, status = self.shape[0] * self._row_bytes, os.statvfs(self._folder)
+        needed, status = self.shape[0] * self._row_bytes, os.statvfs(self.folder)
         free = status.f_bavail * status.f_frsize
         return DataError(
             f"{self.shape[0]:,} decoded images need {format_bytes(needed)} ({needed:,} bytes) on "
-            f"the disk of {self._folder}, {format_bytes(free)} are free: {error.strerror}",
+            f"the disk of {self.folder}, {format_bytes(free)} are free: {error.strerror}",
             hint="free some space, or learn fewer classes at once",
         )
 
@@ -95,10 +95,10 @@ class PixelFile:
         try:
             got = os.preadv(self._file.fileno(), [out.data], row * self._row_bytes)
         except OSError as error:
-            raise WorkspaceError(f"the disk of {self._folder} fails: {error.strerror}") from None
+            raise WorkspaceError(f"the disk of {self.folder} fails: {error.strerror}") from None
         if got != self._row_bytes:
             raise WorkspaceError(
-                f"the disk of {self._folder} fails: got {got} bytes of {self._row_bytes}"
+                f"the disk of {self.folder} fails: got {got} bytes of {self._row_bytes}"
             )
 
 
@@ -139,6 +139,15 @@ class DiskPixels:
     def __getitem__(self, index: Index) -> DiskPixels:
         chosen = index if isinstance(index, slice) else index.cpu().numpy()
         return DiskPixels(self._parts, self._rows[chosen])
+
+    def room(self) -> PixelFile:
+        """Return room for as many other images on the same disk.
+
+        Raises:
+            DataError: the disk has not enough of it.
+        """
+        folder = next(part.folder for part in self._parts if isinstance(part, PixelFile))
+        return PixelFile(folder, len(self), self.shape[1])
 
     def to(self, device: torch.device | str) -> DiskPixels:
         """Return the set: it stays on disk, batches go to the device."""

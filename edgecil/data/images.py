@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from edgecil.data.disk import DiskPixels
+from edgecil.data.disk import DiskPixels, PixelFile
 
 Pixels = Tensor | DiskPixels
 
@@ -42,6 +46,22 @@ class ImageSet(NamedTuple):
         read row by row like those on disk."""
         host = self.to("cpu")
         return ImageSet(DiskPixels.joined([host.pixels])[index], host.labels[index])
+
+    def changed(self, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> ImageSet:
+        """Return the set with a function of an image uint8 ``(R, R, 3)`` applied to each.
+
+        Several threads apply it. Images on disk stay there, beside those that they are made of.
+        """
+        host = self.pixels.to("cpu")
+        made = host.room() if isinstance(host, DiskPixels) else np.empty(host.shape, np.uint8)
+
+        def work(row: int) -> None:
+            made[row] = change(host.index_select(0, torch.tensor([row]))[0].numpy())
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "change") as pool:
+            list(pool.map(work, range(len(self))))
+        pixels = DiskPixels([made]) if isinstance(made, PixelFile) else torch.from_numpy(made)
+        return ImageSet(pixels.to(self.pixels.device), self.labels)
 
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the set on another device."""

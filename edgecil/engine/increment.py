@@ -18,7 +18,7 @@ from edgecil.engine import state
 from edgecil.engine.clock import Clock
 from edgecil.engine.events import Note, Stage
 from edgecil.engine.loop import PhaseRun, Session
-from edgecil.engine.selection import Memory, store_exemplars
+from edgecil.engine.selection import Memory, seen_as_stored
 from edgecil.errors import BudgetError, TrainingError
 from edgecil.memory.budget import Budget
 from edgecil.memory.store import Store
@@ -112,7 +112,9 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         agree=session.world.share,
     )
     if task.recipe.selection is not None:
-        ctx.shelf = Memory(ctx, task.recipe.selection, task.budget)
+        ctx.shelf = Memory(ctx, task.recipe.selection, task.budget, sets["new"])
+        if len(sets["kept"]):
+            ctx.sets["new"] = seen_as_stored(sets["new"], ctx.kept)
     return ctx
 
 
@@ -276,9 +278,9 @@ def train(
     ctx.net.eval()
     ctx.net.requires_grad_(False)
     per_class = None
-    if task.recipe.selection is not None:
+    if isinstance(ctx.shelf, Memory):
         session.listener(Stage("choosing exemplars"))
-        per_class = store_exemplars(ctx, task.recipe.selection, task.budget, paths)
+        per_class = ctx.shelf.keep(paths)
     task.recipe.end(ctx)
     _check_budget(task, ctx.keeps)
     rule = task.recipe.rule(ctx).eval()

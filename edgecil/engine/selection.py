@@ -151,6 +151,8 @@ class Memory:
     ctx: Context
     selection: Selection
     budget: Budget
+    new: ImageSet
+    """The new images as they were given: what is stored is encoded once."""
 
     @property
     def side(self) -> int:
@@ -172,23 +174,15 @@ class Memory:
         images = exemplar_images(store, self.side).to(self.ctx.device)
         return images, {name: store.read(name) for name in names}
 
-    def decoded(self, images: ImageSet) -> ImageSet:
-        """Return the same images as they would decode from storage."""
-        field = self.ctx.keeps.field(IMAGES)
-        codec, side = codecs.get(field.codec), stored_side(field, self.side)
-        pictures = np.stack([stored_image(images.pixels, row, side) for row in range(len(images))])
-        shown = _enlarged(codec.decode(codec.encode(pictures)), self.side)
-        return ImageSet(torch.from_numpy(shown), images.labels.cpu()).to(self.ctx.device)
-
     def fill(
         self, store: Store, candidates: Candidates, paths: Sequence[Path] | None = None
     ) -> int:
         """Encode into ``store`` what the budget takes, and return the number per class."""
         ctx, classes = self.ctx, self.ctx.classes
         ranked = {label: rows.numpy() for label, rows in candidates.rows.items()}
-        kept, new = ctx.sets["kept"], ctx.sets["new"]
+        kept = ctx.sets["kept"]
         made = {r - len(kept): image for r, image in candidates.changed.items() if r >= len(kept)}
-        pixels = _Pictures(new, stored_side(store.field(IMAGES), self.side), made)
+        pixels = _Pictures(self.new, stored_side(store.field(IMAGES), self.side), made)
         return build_exemplars(
             ctx.kept, store, pixels,
             [ranked[label] - len(kept) for label in range(classes.old, classes.seen)],
@@ -201,6 +195,21 @@ class Memory:
             values=ctx.columns,
         )  # fmt: skip
 
+    def keep(self, paths: Sequence[Path] | None) -> int:
+        """Store exemplars of old and new classes and return their number per class.
+
+        ``ctx.sets["exemplars"]`` is then what decodes from storage; ``paths`` are the files of
+        the new images.
+
+        Raises:
+            BudgetError: not one exemplar per class fits.
+        """
+        ctx, chosen = self.ctx, self.selection.candidates
+        given = self.ranked() if chosen is None else chosen(ctx)
+        count = self.fill(ctx.keeps, given, paths)
+        ctx.sets["exemplars"] = exemplar_images(ctx.keeps, self.side).to(ctx.device)
+        return count
+
 
 def _changed(kept: ImageSet, now: Mapping[int, Tensor]) -> dict[int, NDArray[np.uint8]]:
     """Return the kept images that are not as they were: a lossy codec should not be applied twice
@@ -208,23 +217,6 @@ def _changed(kept: ImageSet, now: Mapping[int, Tensor]) -> dict[int, NDArray[np.
     before = _Pictures(kept, int(kept.pixels.shape[1]), {})
     images = {row: image.cpu().numpy() for row, image in now.items() if row < len(kept)}
     return {r: image for r, image in images.items() if not np.array_equal(image, before[r])}
-
-
-def store_exemplars(
-    ctx: Context, selection: Selection, budget: Budget, paths: Sequence[Path] | None
-) -> int:
-    """Store exemplars of old and new classes and return their number per class.
-
-    ``ctx.sets["exemplars"]`` is then what decodes from storage.
-
-    Raises:
-        BudgetError: not one exemplar per class fits.
-    """
-    memory = Memory(ctx, selection, budget)
-    given = memory.ranked() if selection.candidates is None else selection.candidates(ctx)
-    count = memory.fill(ctx.keeps, given, paths)
-    ctx.sets["exemplars"] = exemplar_images(ctx.keeps, memory.side).to(ctx.device)
-    return count
 
 
 def exemplar_images(store: Store, side: int) -> ImageSet:
@@ -238,14 +230,30 @@ def exemplar_images(store: Store, side: int) -> ImageSet:
     """
     counts = torch.from_numpy(store.read(COUNTS).astype("int64"))
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return ImageSet(torch.from_numpy(_enlarged(store.read(IMAGES), side)), labels)
-
-
-def _enlarged(stored: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return images ``(N, side, side, 3)`` of stored ones, which may be smaller."""
+    stored = store.read(IMAGES)
     if stored.shape[1] == side:
-        return stored
+        return ImageSet(torch.from_numpy(stored), labels)
     pixels = np.empty((len(stored), side, side, 3), np.uint8)
     for row, image in enumerate(stored):
         pixels[row] = fit_square(image, side)
-    return pixels
+    return ImageSet(torch.from_numpy(pixels), labels)
+
+
+def seen_as_stored(images: ImageSet, store: Store) -> ImageSet:
+    """Return images as they would come back from a store of exemplars.
+
+    What a codec leaves in an image, or enlarging a smaller one, tells an old class from a new one
+    where new images are seen as they are, and is easier to learn than the classes: so new
+    images are trained on with the same traces (docs/exemplars.md: what it costs not to).
+    """
+    codec, decoded = codecs.item_codec(store.field(IMAGES).codec), int(images.pixels.shape[1])
+    height, width = store.item_size(IMAGES)
+    if codec.lossless and height == decoded:
+        return images
+
+    def back(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        item = codec.encode_item(fit_square(image, height))
+        found: NDArray[np.uint8] = codec.decode(codec.join([item], (height, width)))[0]
+        return fit_square(found, decoded)
+
+    return images.changed(back)

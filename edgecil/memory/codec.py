@@ -77,6 +77,11 @@ class Growing(Codec, Protocol):
 class ItemCodec(Codec, Protocol):
     """Encodes uint8 images ``(H, W, 3)`` one by one."""
 
+    @property
+    def lossless(self) -> bool:
+        """True when an image decodes to what was encoded."""
+        ...
+
     def encode_item(self, source: Any) -> bytes:
         """Return the bytes of one image (for ``reference``: of one path)."""
         ...

@@ -18,6 +18,7 @@ class Raw:
 
     name = "raw"
     exact = True
+    lossless = True
 
     def encode(self, array: Array) -> Parts:
         return {"": array}

@@ -43,6 +43,7 @@ class Pictures:
     tail: bytes = b""
     margin: Callable[[int, int], int] | None = None
     exact: bool = False
+    lossless: bool = True
 
     def encode(self, array: Array) -> Parts:
         return self.join([self.encode_item(a) for a in array], (array.shape[1], array.shape[2]))
@@ -179,4 +180,6 @@ def jpeg(quality: int) -> Pictures:
     options: Mapping[str, Any] = {
         "quality": quality, "subsampling": 2, "optimize": False, "progressive": False,
     }  # fmt: skip
-    return Pictures(f"jpeg-{quality}", "JPEG", tuple(options.items()), _jpeg_head, b"\xff\xd9")
+    return Pictures(
+        f"jpeg-{quality}", "JPEG", tuple(options.items()), _jpeg_head, b"\xff\xd9", lossless=False
+    )

@@ -22,6 +22,7 @@ class Reference:
 
     name = "reference"
     exact = False
+    lossless = True
 
     def encode(self, array: Array) -> Parts:
         raise ValueError("references are made of paths: use encode_item and join")

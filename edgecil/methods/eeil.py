@@ -6,7 +6,7 @@ Castro et al. 2018. Kept between increments: exemplars and their labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -40,7 +40,9 @@ from edgecil.settings import ABD_TRAINING, Optim, Schedule, Training
 
 THIRDS = Schedule("step", (1 / 3, 2 / 3))
 # Features are unit vectors in herding (iCaRL's), and as they are in ABD's code.
-RANKINGS = {"herding": herding, "nearest": partial(nearest_to_mean, normalise=False)}
+RANKINGS: Mapping[str, Callable[..., Tensor]] = {
+    "herding": herding, "nearest": partial(nearest_to_mean, normalise=False),
+}  # fmt: skip
 NOISE_DECAY = 0.55
 
 ONE_CLASS = (

@@ -42,8 +42,7 @@ def balanced(ctx: Context, rank: Callable[[Tensor, int], Tensor] = herding) -> I
 
     The number is that of the class with the fewest, old exemplars and new images alike; without
     old classes all new images are returned. ``rank(features (N, D), count)`` orders new images
-    by the features of the teacher ``trained``, so that a resumed run chooses alike. They look as
-    exemplars do: what a codec does to an image would else tell old classes from new ones.
+    by the features of the teacher ``trained``, so that a resumed run chooses alike.
     """
     new, kept = ctx.sets["new"], ctx.sets["kept"]
     if not len(kept):
@@ -55,9 +54,8 @@ def balanced(ctx: Context, rank: Callable[[Tensor, int], Tensor] = herding) -> I
     for label in range(ctx.classes.old, ctx.classes.seen):
         mine = torch.nonzero(labels == label)[:, 0]
         rows.append(mine[rank(features[mine], count)])
-    assert ctx.shelf is not None
-    chosen = ctx.shelf.decoded(new.subset(torch.cat(rows).to(new.labels.device)))
-    return concat([chosen, kept.subset(first_of_each(kept.labels, count))])
+    chosen = torch.cat(rows).to(new.labels.device)
+    return concat([new.subset(chosen), kept.subset(first_of_each(kept.labels, count))])
 
 
 def first_of_each(labels: Tensor, count: int) -> Tensor:

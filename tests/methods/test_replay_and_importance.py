@@ -19,7 +19,6 @@ from edgecil.engine.loop import PhaseRun
 from edgecil.errors import TrainingError
 from edgecil.exporting.graph import core_graph, core_module
 from edgecil.memory.budget import Budget
-from edgecil.memory.codecs import get
 from edgecil.methods import bic, lucir
 from edgecil.parts.importance import fisher, penalty, per_image, sensitivity
 from edgecil.parts.views import balanced, first_of_each, half_old, remember_trained
@@ -227,18 +226,6 @@ class TestBalancedViews:
         ctx.sets["new"] = new.subset(few)
         remember_trained(ctx)
         assert torch.bincount(balanced(ctx).labels).tolist() == [2] * 5
-
-    def test_new_images_look_as_they_would_once_stored(self, tmp_path):
-        ctx, _ = context("eeil", (3, 2), tmp_path, codec="jpeg-30")
-        remember_trained(ctx)
-        view, jpeg = balanced(ctx), get("jpeg-30")
-        new = view.subset(view.labels >= 3)
-        stored = [
-            jpeg.decode(jpeg.encode(image[None]))[0].tobytes()
-            for image in ctx.sets["new"].pixels.numpy()
-        ]
-        assert len(new) == 10
-        assert {image.tobytes() for image in new.pixels.numpy()} < set(stored)
 
     def test_exemplars_of_the_oversampled_view_are_half_and_the_store_stays_unique(self, tmp_path):
         ctx, _ = context("lwf-coreset", (3, 2), tmp_path)
