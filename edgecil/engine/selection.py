@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgecil.context import Candidates, Context
 from edgecil.data.images import ImageSet, Pixels, concat
+from edgecil.data.resident import require_host
 from edgecil.exemplars import build_exemplars
 from edgecil.memory import codecs
 from edgecil.memory.budget import Budget, most_per_class
@@ -245,11 +246,17 @@ def seen_as_stored(images: ImageSet, store: Store) -> ImageSet:
     What a codec leaves in an image, or enlarging a smaller one, tells an old class from a new one
     where new images are seen as they are, and is easier to learn than the classes: so new
     images are trained on with the same traces (docs/exemplars.md: what it costs not to).
+
+    Raises:
+        DataError: there is no room for them beside those that were given.
     """
     codec, decoded = codecs.item_codec(store.field(IMAGES).codec), int(images.pixels.shape[1])
     height, width = store.item_size(IMAGES)
     if codec.lossless and height == decoded:
         return images
+    if not images.on_disk:
+        what = f"{len(images):,} new images, as they would come back from storage,"
+        require_host(images.pixels.nbytes, what)
 
     def back(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         item = codec.encode_item(fit_square(image, height))

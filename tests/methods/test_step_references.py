@@ -96,6 +96,18 @@ def test_bic_weighs_by_classes_and_corrects_the_teacher(pairs, base):
     assert value_of(terms["distillation"]) == near(softened(target, student[:, :4]))
 
 
+@pytest.mark.parametrize(
+    ("groups", "share"), [((4, 1), 4 / 5), ((4, 2), 4 / 6), ((2, 2, 4), 4 / 8), ((4, 12), 4 / 16)]
+)
+def test_bics_lambda_is_the_share_of_old_classes(groups, share, base):
+    """lambda = n / (n + m), n old and m new classes (section 3)."""
+    before = base("bic", budget=Budget(per_class=10), count=20)
+    ctx, phases, session = begun("bic", groups, before)
+    terms, _ = terms_of(ctx, phases, 0, session)
+    assert terms["distillation"].weight == near(share)
+    assert terms["classification"].weight == near(1 - share)
+
+
 @pytest.mark.parametrize("method", ["lwf-coreset", "lwf", "finetune", "bic+mnemonics"])
 def test_what_follows_bic_continues_the_corrected_classifier(method, base):
     """Others know no correction of logits: they get a head that makes the same scores."""
