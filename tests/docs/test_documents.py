@@ -67,6 +67,11 @@ def test_the_tables_of_the_readme_are_made_from_the_results(folder):
     assert results.markdown(found) in (ROOT / "README.md").read_text()
 
 
+def test_the_table_of_codecs_is_made_from_the_results():
+    found = results.load(ROOT / "docs" / "results" / "quick-codecs")
+    assert results.markdown(found) in (ROOT / "docs" / "exemplars.md").read_text()
+
+
 def test_omega_of_the_readme_is_relative_to_the_row_that_it_names():
     name = results.oracle(results.load(ROOT / "docs" / "results" / "quick"))
     assert f"Ω is relative to `{name}`, which" in (ROOT / "README.md").read_text()
