@@ -16,6 +16,8 @@ from torch import Tensor
 from edgecil.data.disk import DiskPixels, PixelFile
 
 Pixels = Tensor | DiskPixels
+_CHUNK = 64
+"""Images that a thread works on at once."""
 
 
 class ImageSet(NamedTuple):
@@ -55,11 +57,12 @@ class ImageSet(NamedTuple):
         host = self.pixels.to("cpu")
         made = host.room() if isinstance(host, DiskPixels) else np.empty(host.shape, np.uint8)
 
-        def work(row: int) -> None:
-            made[row] = change(host.index_select(0, torch.tensor([row]))[0].numpy())
+        def work(start: int) -> None:
+            for row in range(start, min(len(self), start + _CHUNK)):
+                made[row] = change(host.index_select(0, torch.tensor([row]))[0].numpy())
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "change") as pool:
-            list(pool.map(work, range(len(self))))
+            list(pool.map(work, range(0, len(self), _CHUNK)))
         pixels = DiskPixels([made]) if isinstance(made, PixelFile) else torch.from_numpy(made)
         return ImageSet(pixels.to(self.pixels.device), self.labels)
 

@@ -101,7 +101,7 @@ def _context(task: Task, sets: dict[str, ImageSet], net: Net, session: Session) 
         previous_rule=freeze(previous.rule).to(device) if previous else None,
         kept=previous.kept if previous else Store(()),
         keeps=Store(task.recipe.fields),
-        sets=sets,
+        sets=dict(sets),
         device=device,
         stream=purpose,
         autocast=session.compute.autocast,

@@ -76,6 +76,14 @@ def test_what_is_stored_is_encoded_once():
     assert stored and stored < {i.tobytes() for i in there_and_back("jpeg-40", new)}
 
 
+def test_who_begins_an_increment_again_gets_the_same_images(tmp_path):
+    (first,) = toys.learn("icarl", (2,), tmp_path, codec="jpeg-40")
+    given = toys.task("icarl", (2, 2), first.model, codec="jpeg-40")
+    sets = toys.sets_of(given, toys.image_set((2, 3)))
+    once, again = (begin(given, sets, toys.session())[0].sets["new"].pixels for _ in range(2))
+    assert np.array_equal(once, again)
+
+
 @pytest.mark.parametrize("codec", ["webp-lossless", "jpeg-70"])
 def test_smaller_exemplars_leave_traces_too(codec):
     ctx, _, new = second("icarl", codec, side=16)
