@@ -88,19 +88,20 @@ def small(method: str) -> dict[str, object]:
     return {name: value for name, value in SMALL.items() if name in names}
 
 
-def built(method: str, options=None, codec="raw"):
+def built(method: str, options=None, codec="raw", exemplar_size=None):
     """Return the recipe of ``method``, which may be ``method:name=value:name=value``."""
     variant = Variant.parse(method)
     wanted = {**variant.options, **(options or {})}
     # Options of a generator are refused where there is none.
     no_generator = variant.method == "mfgr" and wanted.get("kd_synthetic") is False
     first = {} if no_generator else small(variant.method)
-    return recipe_of(variant.method, {**first, **wanted}, codec)
+    return recipe_of(variant.method, {**first, **wanted}, codec, exemplar_size)
 
 
 def task(method: str, groups, previous=None, budget=None, options=None, **changes) -> Task:
     """Return the task of learning the last of ``groups`` with ``method``, written as in benches."""
-    recipe = built(method, options, changes.pop("codec", "raw"))
+    stored = {name: changes.pop(name) for name in ("codec", "exemplar_size") if name in changes}
+    recipe = built(method, options, **stored)
     everything = recipe.selection is not None and recipe.selection.everything
     limit = Budget() if everything else budget or Budget(per_class=5)
     width = changes.pop("width", None)

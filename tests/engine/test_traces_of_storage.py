@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import toys
@@ -27,25 +25,14 @@ def there_and_back(codec: str, images: ImageSet, side: int = toys.SIDE) -> np.nd
     return np.stack([fit_square(i, toys.SIDE) for i in found.decode(found.encode(small))])
 
 
-def resized(given, side):
-    """Return a task whose exemplars are stored with so many pixels a side."""
-    fields = tuple(
-        dataclasses.replace(f, shape=("K", side, side, 3)) if f.name == IMAGES else f
-        for f in given.recipe.fields
-    )
-    return dataclasses.replace(given, recipe=dataclasses.replace(given.recipe, fields=fields))
-
-
-def second(method, codec, side=toys.SIDE, on_disk=None):
+def second(method, codec, side=None, on_disk=None):
     """Return context and phases of a second increment, and the new images as they were given."""
-    first = resized(toys.task(method, (2,), codec=codec), side)
+    stored = {"codec": codec, "exemplar_size": side}
+    first = toys.task(method, (2,), **stored)
     model = increment.train(
         first, toys.sets_of(first, toys.image_set(range(2))), toys.session()
     ).model
-    given, new = (
-        resized(toys.task(method, (2, 2), model, codec=codec), side),
-        toys.image_set((2, 3)),
-    )
+    given, new = toys.task(method, (2, 2), model, **stored), toys.image_set((2, 3))
     sets = toys.sets_of(given, new)
     if on_disk is not None:
         file = PixelFile(on_disk, len(new), toys.SIDE)
