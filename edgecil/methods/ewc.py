@@ -8,6 +8,7 @@ The Fisher information is the mean of squared gradients of single images, in eva
 square the mean gradient of a batch underestimate it, up to as many times as there are images in
 the batch: a strength of theirs stands for a smaller one here. Without ``clamp`` a penalty too
 strong for the learning rate diverges: on the protocol ``quick`` 100 does, in the second increment.
+The default strength is the best of 5, 50 and 5000 there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Options:
     """Options of ``ewc``."""
 
     strength: float = option(
-        5000.0, "lambda, weight of the penalty (eq. (3) has lambda / 2)", low=0.0
+        50.0, "lambda, weight of the penalty (eq. (3) has lambda / 2)", low=0.0
     )
     ce_scope: Literal["new", "seen"] = option(
         "new", "units of the softmax: the new classes, or all seen", choices=("new", "seen")
