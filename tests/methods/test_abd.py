@@ -27,6 +27,7 @@ from edgecil.nets.net import NetSpec
 from edgecil.options import make_options
 from edgecil.parts.dreaming import SOURCE, draw
 from edgecil.settings import CIFAR, Augment, Optim, Preprocess, Schedule, Training
+from edgecil.synthesis.objective import Inversion
 
 METHODS = ("abd", "deepinversion", "lwf-synthetic")
 
@@ -270,6 +271,12 @@ def test_presets_are_of_the_paper_and_of_its_code(method, name):
     schedule = Schedule("step", (0.4, 0.6, 0.8))
     assert preset.training == Training(250, 128, Optim(0.1, 0.9, decay, schedule))
     assert preset.arch == "resnet32"
+    if method != "dgr":
+        setup = increment.Setup(Classes((3, 2)), preset.training, {"new": 12, "kept": 0})
+        synthesis = registry.build(method, preset.options).phases(setup)[0]
+        of_name = {"abd": Inversion(), "abd-released": Inversion(entropy="share")}
+        assert synthesis.step.args == (of_name[name], 128)
+        assert synthesis.steps == PUBLISHED[method, name]["synthesis_steps"]
     wide = (method, name) == ("abd", "abd-released")
     assert preset.head_width == (100 if wide else None)
     released = name.endswith("released")
@@ -370,6 +377,20 @@ def test_the_learning_rate_is_that_of_the_source_unless_it_is_given(options, rat
         assert registry.build(method, options).phases(setup)[0].training.optim.lr == rate
     recorded = registry.build("mfgr", options).phases(setup)[0].training.optim.lr
     assert recorded == options.get("synthesis_lr", 0.01), "MFGR has its own"
+
+
+@pytest.mark.parametrize("method", [*METHODS, "mfgr"])
+def test_pixels_are_all_optimised_and_learned_from(method, base):
+    options = {"source": "pixels", "synthesis_steps": 3, "collapse": "accept"}
+    ctx, phases, session = second(method, options, base=base)
+    before = [part.detach().clone() for part in ctx.modules[SOURCE].parts]
+    assert len(before) == 8 and phases[0].steps == 8 * 3
+    PhaseRun(ctx, phases[0], 0, session).run()
+    for old, new in zip(before, ctx.modules[SOURCE].parts, strict=True):
+        assert (new != old).any(dim=(1, 2, 3)).all()
+    head = ctx.net.head.weight.detach().clone()
+    PhaseRun(ctx, phases[1], 1, session).step(0)
+    assert (ctx.net.head.weight[:5] != head[:5]).all(dim=1).all()
 
 
 class TestTerms:

@@ -418,6 +418,7 @@ def test_presets_build_and_are_of_the_paper(name):
     recipe = registry.build("mfgr", preset.options)
     setup = increment.Setup(Classes((20, 20)), preset.training, {"new": 10_000, "kept": 0})
     recording, training = recipe.phases(setup)
-    assert recording.steps == 60_000
+    asked = {key: options[key] for key in ("diversity", "samples", "activation")}
+    assert recording.step.args == (Recording(**asked), 512) and recording.steps == 60_000
     assert recording.training.batch_size == 512 and recording.training.optim.lr == 0.01
     assert training.training.batch_size == 128 and training.training.epochs == 150

@@ -2,15 +2,18 @@
 
 import copy
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 import toys
 from torch import nn
+from torch.nn import functional as F
 
 from edgecil.data.pixels import limits, to_pixels
 from edgecil.errors import AdoptError, TrainingError
+from edgecil.losses.synthesis import LayerStatistics
 from edgecil.nets.build import build
 from edgecil.nets.net import Net, NetSpec
 from edgecil.nets.taps import freeze
@@ -19,7 +22,7 @@ from edgecil.synthesis.dreams import synthesise
 from edgecil.synthesis.generator import Generator, generator_shapes
 from edgecil.synthesis.objective import Inversion, total
 from edgecil.synthesis.pixels import Pixels
-from edgecil.synthesis.statistics import batch_statistics, check_statistics, look, moments
+from edgecil.synthesis.statistics import Seen, batch_statistics, check_statistics, look, moments
 from edgecil.synthesis.training import Schedule, collapsed, dream, fit, insist, shown
 
 SMALL = Preprocess(16, 16, CIFAR.mean, CIFAR.std)
@@ -138,6 +141,34 @@ class TestGenerator:
         second = generator.draw(3, skip=3)
         assert torch.allclose(whole[3:], second, atol=1e-5)
 
+    @pytest.mark.parametrize("training", [True, False])
+    def test_its_layers_are_those_of_the_papers_code(self, training):
+        """Smith et al. 2021, section 7: upsampled twice, eps of 0.8, slopes of 0.2, tanh."""
+        torch.manual_seed(0)
+        generator = Generator(32, latent=8, widths=(6, 5, 4)).double().train(training)
+        for value in generator.state_dict().values():
+            if value.dtype == torch.float64:
+                value.uniform_(0.5, 1.5)
+        state = {name: value.clone() for name, value in generator.state_dict().items()}
+
+        def norm(x, name, eps, affine=True):
+            kept = [state[f"{name}.running_{what}"].clone() for what in ("mean", "var")]
+            scale = (state[f"{name}.weight"], state[f"{name}.bias"]) if affine else (None, None)
+            return F.batch_norm(x, *kept, *scale, training=training, eps=eps)
+
+        def conv(x, name):
+            return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+        latents = torch.randn(5, 8, dtype=torch.float64)
+        x = F.linear(latents, state["linear.weight"], state["linear.bias"]).view(5, 6, 8, 8)
+        x = norm(x, "first", 1e-5)
+        for number in range(2):
+            x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+            x = norm(conv(x, f"doublings.{number}.1"), f"doublings.{number}.2", 0.8)
+            x = torch.maximum(x, 0.2 * x)
+        x = norm(conv(x, "to_rgb").tanh(), "last", 1e-5, affine=False)
+        assert torch.allclose(generator(latents), x, rtol=1e-9, atol=1e-12)
+
 
 class TestPixels:
     def test_parts_cover_all_images_and_none_is_alone(self):
@@ -184,7 +215,49 @@ class TestPixels:
         assert torch.equal(to_pixels(images * 1000, SMALL) > 127, images.permute(0, 2, 3, 1) > 0)
 
 
+def reference_of_eq_7(images, logits, layers, entropy):
+    """Return what ABD minimises (eqs. (1) to (7)), number by number, in float64."""
+    shares = torch.softmax(logits, dim=1)
+    content = 0.0
+    for row in logits.tolist():
+        mildly = [math.exp(value / 1000) for value in row]
+        content -= math.log(max(mildly) / sum(mildly)) / len(logits)
+    frequent = shares.mean(dim=0).tolist()
+    diversity = sum(p * math.log(p) for p in frequent)
+    if entropy == "share":
+        diversity = 1 + diversity / math.log(len(frequent))
+    statistics = 0.0
+    for layer in layers:
+        was, now = (v + layer.eps for v in (layer.running_variance, layer.variance))
+        moved = (layer.running_mean - layer.mean) ** 2
+        divergence = torch.log(now.sqrt() / was.sqrt()) + (was + moved) / (2 * now) - 0.5
+        statistics += divergence.mean().item() / len(layers)
+    line = torch.tensor([math.exp(-(d**2) / 4) for d in (-2, -1, 0, 1, 2)], dtype=torch.float64)
+    kernel = torch.outer(line, line) / torch.outer(line, line).sum()
+    padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
+    side = images.shape[2]
+    blur = sum(
+        kernel[i, j] * padded[:, :, i : i + side, j : j + side]
+        for i in range(5) for j in range(5)
+    )  # fmt: skip
+    prior = ((images - blur) ** 2).mean().item()
+    return content + diversity + 50 * statistics + 1e-3 * prior
+
+
 class TestObjective:
+    @pytest.mark.parametrize("entropy", ["nats", "share"])
+    def test_the_sum_is_that_of_eq_7_with_the_weights_of_the_paper(self, entropy):
+        torch.manual_seed(0)
+        # Rough images: the prior, whose weight is small, has to be seen in the sum.
+        images, logits = 30 * torch.randn(4, 3, 8, 8).double(), 3 * torch.randn(4, 5).double()
+        layers = [
+            LayerStatistics(m, v.exp(), n, w.exp(), 1e-5)
+            for m, v, n, w in (0.3 * torch.randn(2, 4, 6).double())
+        ]
+        losses = Inversion(entropy=entropy).losses(images, Seen(logits, layers, logits), 5)
+        expected = reference_of_eq_7(images, logits, layers, entropy)
+        assert total(losses).item() == pytest.approx(expected, rel=1e-10)
+
     @pytest.mark.parametrize("batch", [1, 2, 5])
     def test_fewer_images_than_classes_and_single_ones_have_finite_losses(self, batch):
         torch.manual_seed(0)
