@@ -42,6 +42,8 @@ from edgecil.synthesis.objective import total
 from edgecil.synthesis.training import dream
 
 BATCH = 128
+TRAINED_ON = {"finetune": BATCH, "abd": 2 * BATCH, "mfgr": 2 * BATCH}
+"""Images of a step: as many synthetic ones as real ones."""
 
 
 def solver(arch: str) -> Net:
@@ -57,7 +59,9 @@ def prepared(method: str, phase: int, arch: str, compute: Compute) -> PhaseRun:
     """Return a phase of a method's second increment, ten classes after ten."""
     training = Training(epochs=1000, batch_size=BATCH)
     model = Model(solver(arch), ArgmaxRule(10), Store(()))
-    given = toys.task(method, (10, 10), model, arch=arch, training=training)
+    # As many generated images as new ones, where a toy would have a quarter.
+    options = {"ratio": 1.0} if method == "mfgr" else None
+    given = toys.task(method, (10, 10), model, arch=arch, training=training, options=options)
     new = toys.image_set(range(10, 20), 128).to(compute.torch_device)
     session = Session(compute, CIFAR, Augment())
     ctx, phases = begin(given, {"new": new, "kept": new.subset(torch.arange(0))}, session)
@@ -129,6 +133,15 @@ def seconds(step: object, steps: int, device: torch.device) -> float:
     return (clock() - start) / steps
 
 
+def largest_pass(run: PhaseRun) -> int:
+    """Make a step; return the images of the trained network's largest pass, 0 without one."""
+    passes = [0]
+    hook = run.ctx.net.register_forward_pre_hook(lambda net, args: passes.append(len(args[0])))
+    run.step(0)
+    hook.remove()
+    return max(passes)
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,8 +154,10 @@ def main() -> None:
     device = pick_device(chosen.device)
     compute = Compute(str(device), torch.get_num_threads(), "float32")
     kinds = runs(chosen.arch, compute)
-    for run in kinds.values():
-        run.step(0)  # the first step allocates
+    for name, run in kinds.items():  # the first step allocates
+        seen = largest_pass(run)
+        if TRAINED_ON.get(name, seen) != seen:
+            raise SystemExit(f"a step of {name} trains on {seen} images")
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(chosen.rounds):
         for name, run in kinds.items():
