@@ -261,11 +261,7 @@ def _result(run: Run, rows: list[dict[str, Any]], manifest: VersionManifest) -> 
             for key in ("epochs", "batch_size", "optim", "precision", "threads", "device")
         },
         "hardware": hardware(),
-        "versions": {
-            "edgecil": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "commit": commit(),
     }
     return result | {"images_per_second": metrics.images_per_second(result)}
@@ -277,6 +273,13 @@ def hardware() -> str:
     model = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "?")
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{model}, {len(os.sched_getaffinity(0))} cores{gpu}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes, by name."""
+    return {
+        "edgecil": __version__, "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def commit() -> str | None:

@@ -1,10 +1,10 @@
 """Int8 calibrated without data against int8 calibrated with it, on one and the same model.
 
-A ResNet-32 learns fifty classes of CIFAR-100 (finetune) and fifty more (lwf). It is exported as
-fp32 and as int8, with ranges from 128 training images, from the recording made while learning,
-from images made from the model itself, and from random blocks. All 10,000 test images then go
-through every bundle: how often does int8 predict what fp32 predicts, how much accuracy is lost,
-and where two calibrations differ, which one is right about fp32? ::
+A ResNet-32 learns fifty classes of CIFAR-100 (finetune) and fifty more (``--method``). It is
+exported as fp32 and as int8, with ranges from 128 training images, from the recording made while
+learning, from images made from the model itself, and from random blocks. All 10,000 test images
+then go through every bundle: how often does int8 predict what fp32 predicts, how much accuracy is
+lost, and where two calibrations differ, which one is right about fp32? ::
 
     EDGECIL_TEST_DATA=.../cifar100 python tests/benchmarks/calibration.py --work /tmp/calibration
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from cifar import all_classes, unpack
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,26 +30,26 @@ from PIL import Image
 from edgecil import api
 from edgecil.bench.layouts import link
 from edgecil.bench.layouts.folders import class_folders
-from edgecil.bench.runner import commit, hardware
+from edgecil.bench.runner import commit, hardware, versions
 from edgecil.data.orders import numpy_order
 from edgecil.exporting.sessions import noise_images, open_session, scores
 
-OLD, IMAGES = 50, 128
+OLD, IMAGES, SEED = 50, 128, 0
 SOURCES = ("images", "recorded", "synthetic", "noise")
 
 
-def learn(work: Path, epochs: int) -> list[str]:
+def learn(work: Path, method: str, epochs: int) -> list[str]:
     """Teach the workspace its two increments, unless it knows them; return the classes."""
     listing = class_folders(work)
     names = [sorted(listing.classes)[i] for i in numpy_order(100)]
     workspace = work / "workspace"
-    for number, method in enumerate(("finetune", "lwf"), start=1):
+    for number, how in enumerate(("finetune", method), start=1):
         classes = tuple(names[(number - 1) * OLD : number * OLD])
         if (workspace / "versions" / str(number)).exists():
             continue
         folder = link(listing.train, classes, work / f"increment-{number}")
         api.learn(
-            folder, method=method, workspace=workspace, epochs=epochs, class_order=classes,
+            folder, method=how, workspace=workspace, epochs=epochs, class_order=classes, seed=SEED,
         )  # fmt: skip
     images = work / "images"  # evenly from all classes, as a careful user would pick them
     images.mkdir(exist_ok=True)
@@ -104,13 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of data and bundles")
     parser.add_argument("--out", type=Path, default=Path("docs/results/calibration.json"))
+    parser.add_argument("--method", default="lwm", help="how the second fifty are learned")
     parser.add_argument("--epochs", type=int, default=5)
     given = parser.parse_args()
     work: Path = given.work
     if not (work / "train").exists():
         archives = Path(os.environ["EDGECIL_TEST_DATA"])
         unpack(archives, work, all_classes(archives))
-    names = learn(work, given.epochs)
+    names = learn(work, given.method, given.epochs)
     images, labels = tests(work, names)
     where = {"images": str(work / "images"), "noise": str(work / "noise")}
 
@@ -144,8 +146,10 @@ def main() -> None:
         rows[source]["only_images_agree"] = int((same["images"] & ~same[source]).sum())
         rows[source]["only_this_agrees"] = int((same[source] & ~same["images"]).sum())
     result = {
-        "test_images": len(images), "calibration_images": IMAGES, "epochs": given.epochs,
-        "fp32_accuracy": accuracy(wide), "int8": rows, "hardware": hardware(), "commit": commit(),
+        "test_images": len(images), "calibration_images": IMAGES, "method": given.method,
+        "epochs": given.epochs, "seed": SEED, "fp32_accuracy": accuracy(wide), "int8": rows,
+        "hardware": hardware(), "commit": commit(),
+        "versions": versions() | {"onnxruntime": onnxruntime.__version__},
     }  # fmt: skip
     given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
