@@ -243,13 +243,12 @@ def export(
     place = Workspace.find(workspace)
     manifest, model = load_version(place, version)
     recorded = (manifest.test or {}).get("folders", [])
-    folders = [Path(f) for f in ([test_data] if test_data else recorded)]
+    known = [path for f in recorded if (path := Path(f)).is_dir()]
     listener(Stage("reading test images"))
-    sets = [
-        load_tests(f, manifest.names, manifest.input, place.root, lambda t: listener(Note(t)))
-        for f in folders
-        if test_data or f.is_dir()
-    ]
+    sets = load_tests(
+        [Path(test_data)] if test_data else known, manifest.names, manifest.input, place.root,
+        lambda text: listener(Note(text)),
+    )  # fmt: skip
     listener(Stage("exporting"))
     return export_version(
         model.net, model.rule, manifest.input,

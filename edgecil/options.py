@@ -30,6 +30,9 @@ def option(
     return field(default=default, metadata=limits)
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 def _convert(name: str, text: Any, default: Any) -> Any:
     if not isinstance(text, str) or isinstance(default, str):
         return text
@@ -39,7 +42,7 @@ def _convert(name: str, text: Any, default: Any) -> Any:
             return truth[text.lower()]
         return type(default)(text)
     except (KeyError, ValueError):
-        raise UsageError(f"option {name}: {text!r} is not a {type(default).__name__}") from None
+        raise UsageError(f"option {name}: {text!r} is not {_KINDS[type(default)]}") from None
 
 
 def _bounds(low: float | None, high: float | None) -> str:

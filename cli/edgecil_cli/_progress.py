@@ -33,8 +33,30 @@ def terms_text(terms: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
 
 
-def _rate(event: Progress) -> str:
-    return f"{event.images_per_second:,.0f} images/s"
+def _rate(event: Progress) -> list[str]:
+    """Return the rate of a phase that reads images; a synthesis reads none."""
+    rate = event.images_per_second
+    return [f"{rate:,.0f} images/s"] if rate else []
+
+
+class _Pace:
+    """How long a stage still takes, by its pace since it began."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._since = 0.0
+        self._first = 0
+
+    def left(self, event: Stage) -> list[str]:
+        """Return the time that is left, where there is a pace to tell it by."""
+        now = time.monotonic()
+        if event.text != self._text or event.done < self._first:
+            self._text, self._since, self._first = event.text, now, event.done
+        done = event.done - self._first
+        if not event.total or not done:
+            return []
+        seconds = (now - self._since) / done * (event.total - event.done)
+        return [f"{format_seconds(seconds)} left"]
 
 
 class Lines:
@@ -43,6 +65,7 @@ class Lines:
     def __init__(self, output: Output) -> None:
         self.output = output
         self._stage = ""
+        self._pace = _Pace()
         self._epoch = -1
         self._printed = -EVERY_SECONDS
 
@@ -56,13 +79,17 @@ class Lines:
         if isinstance(event, PhaseStarted):
             self._epoch = -1
             again = f", going on at step {event.step}" if event.step else ""
-            self._print(f"{event.name}: {event.images} images, {event.steps} steps{again}")
+            images = [f"{event.images:,} images"] if event.images else []
+            what = ", ".join([*images, f"{event.steps:,} steps"])
+            self._print(f"{event.name}: {what}{again}")
         elif isinstance(event, Progress):
             self._progress(event, due)
-        elif isinstance(event, Stage) and (event.text != self._stage or (due and event.total)):
-            share = f" {event.done}/{event.total}" if event.done else ""
-            self._print(f"{event.text}{share}")
-            self._stage = event.text
+        elif isinstance(event, Stage):
+            left = "".join(f"  {text}" for text in self._pace.left(event))
+            if event.text != self._stage or (due and event.total):
+                share = f" {event.done}/{event.total}{left}" if event.done else ""
+                self._print(f"{event.text}{share}")
+                self._stage = event.text
 
     def _progress(self, event: Progress, due: bool) -> None:
         last = event.step == event.steps
@@ -71,7 +98,7 @@ class Lines:
         self._epoch = event.epoch
         left = "done" if last else f"{format_seconds(event.seconds_left)} left"
         where = f"{event.phase} epoch {event.epoch}/{event.epochs}"
-        self._print("  ".join([where, terms_text(event.terms), _rate(event), left]))
+        self._print("  ".join([where, terms_text(event.terms), *_rate(event), left]))
 
 
 class Bar:
@@ -80,6 +107,7 @@ class Bar:
     def __init__(self, stop: Stop | None) -> None:
         self.stop = stop
         self.event: Progress | Stage | None = None
+        self._pace = _Pace()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw one line for where the run is, and one for its loss terms."""
@@ -90,10 +118,9 @@ class Bar:
             (event.step, event.steps) if isinstance(event, Progress) else (event.done, event.total)
         )
         left = event.phase if isinstance(event, Progress) else event.text
-        parts = _facts(event)
         used = cell_len(left) + BAR + 2
         shown: list[str] = []
-        for part in parts:
+        for part in self._facts(event):
             if used + cell_len(part) + 2 > width:
                 break
             shown.append(part)
@@ -101,7 +128,9 @@ class Bar:
         yield Segment(f"{left} ")
         if total:
             bar = ProgressBar(total=total, completed=done, width=BAR)
-            yield from console.render_lines(bar, options.update(width=BAR), pad=False)[0]
+            # Without colours the bar of a beginning is empty: there is no line of it.
+            lines = console.render_lines(bar, options.update(width=BAR), pad=False)
+            yield from lines[0] if lines else [Segment(" " * BAR)]
         yield Segment("".join(f"  {part}" for part in shown))
         yield Segment.line()
         detail = terms_text(event.terms) if isinstance(event, Progress) else ""
@@ -109,13 +138,13 @@ class Bar:
             detail = STOPPING
         yield Text(f"  {detail}", no_wrap=True, overflow="ellipsis", style="dim")
 
-
-def _facts(event: Progress | Stage) -> list[str]:
-    """Return what to say beside the bar, the most wanted first."""
-    if isinstance(event, Stage):
-        return [f"{event.done}/{event.total}"] if event.total else []
-    left = f"{format_seconds(event.seconds_left)} left"
-    return [f"epoch {min(event.epoch + 1, event.epochs)}/{event.epochs}", left, _rate(event)]
+    def _facts(self, event: Progress | Stage) -> list[str]:
+        """Return what to say beside the bar, the most wanted first."""
+        if isinstance(event, Stage):
+            share = [f"{event.done}/{event.total}"] if event.total else []
+            return [*share, *self._pace.left(event)]
+        epoch = f"epoch {min(event.epoch + 1, event.epochs)}/{event.epochs}"
+        return [epoch, f"{format_seconds(event.seconds_left)} left", *_rate(event)]
 
 
 class Display:
@@ -131,9 +160,9 @@ class Display:
         elif isinstance(event, Progress):
             self.bar.event = event
             if event.step == event.steps:
-                done = f"{count(event.epochs, 'epoch')}, {count(event.steps, 'step')}"
-                what = f"{event.phase}: {done}, {_rate(event)}"
-                self.output.err.print(f"{what}\n  {terms_text(event.terms)}")
+                epochs = [count(event.epochs, "epoch")] if event.epochs < event.steps else []
+                done = ", ".join([*epochs, count(event.steps, "step"), *_rate(event)])
+                self.output.err.print(f"{event.phase}: {done}\n  {terms_text(event.terms)}")
 
 
 class Events:

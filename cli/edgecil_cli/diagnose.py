@@ -18,6 +18,7 @@ from edgecil_cli._options import (
     value,
 )
 from edgecil_cli._output import Output, percent, short
+from edgecil_cli._progress import listening
 from edgecil_cli._tables import Column
 
 if TYPE_CHECKING:
@@ -69,10 +70,12 @@ def diagnose(
     output = Output("diagnose", as_json=as_json, quiet=quiet)
     from edgecil.diagnosis.run import diagnose as run
 
-    found = run(
-        test_data, new_data=new_data, workspace=workspace, version=version, output=output_folder,
-        synthetic=synthetic or 0, steps=synthetic_steps, seed=seed, device=device, say=output.note,
-    )  # fmt: skip
+    with listening(output) as listener:
+        found = run(
+            test_data, new_data=new_data, workspace=workspace, version=version,
+            output=output_folder, synthetic=synthetic or 0, steps=synthetic_steps, seed=seed,
+            device=device, listener=listener,
+        )  # fmt: skip
     folder = found.files[-1].parent
     output.result({**found.to_json(), "path": folder}, value_only=str(folder))
     if output.for_people:

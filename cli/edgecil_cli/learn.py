@@ -81,7 +81,7 @@ def learn(
         value("How to learn; default: as before, at first lwm.", "NAME", None, complete_method),
     ] = None,
     test_data: Annotated[
-        Path | None, value("Test images in class folders, measured afterwards.", "DIR")
+        Path | None, value("Test images in class folders, for this and later increments.", "DIR")
     ] = None,
     val_fraction: Annotated[
         float | None, value("Hold out this share of the new images for testing.", "X")
@@ -233,8 +233,13 @@ def _refuse_changes(
             same = before == wanted
         source = ctx.get_parameter_source(name)
         if not same and (source is None or source.name == "COMMANDLINE"):
-            flag = "set" if name == "options" else name.replace("_", "-")
-            began = f"without --{flag}" if before is None else f"with --{flag} {before}"
+            flag = "--set" if name == "options" else f"--{name.replace('_', '-')}"
+            if name == "options":
+                values = [f"{k}={v}" for k, v in before.items()]
+            else:
+                values = [] if before is None else [before]
+            began = " ".join(f"{flag} {v}" for v in values)
+            began = f"with {began}" if began else f"without {flag}"
             raise UsageError(
                 f"--resume continues the run as it began: {began}",
                 hint=f"{place.command('edgecil learn --resume')}, or --discard to start over",

@@ -10,7 +10,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def _splits(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     ignored = [name for name in names if name not in ("train", tests[0])]
     notes = [f"train/ is learned from, {tests[0]}/ is for testing"]
     if ignored:
-        notes.append(f"left out beside train/: {_listed(f'{name}/' for name in ignored)}")
+        notes.append(f"left out beside train/: {listed(f'{name}/' for name in ignored)}")
     return root / "train", root / tests[0], tuple(notes)
 
 
@@ -138,7 +138,7 @@ def _scan_classes(root: Path) -> ImageFolder:
     if empty:
         plural = len(empty) > 1
         raise DataError(
-            f"{root}: no image ({_ENDINGS}) in class{'es' if plural else ''} {_listed(empty)}",
+            f"{root}: no image ({_ENDINGS}) in class{'es' if plural else ''} {listed(empty)}",
             hint=f"add images to {'these folders' if plural else 'this folder'} or remove "
             f"{'them' if plural else 'it'}",
         )
@@ -193,7 +193,7 @@ def _notes(folder: ImageFolder, loose: list[Path], strange: list[Path]) -> tuple
     counts = folder.counts
     single = [name for name, count in zip(folder.classes, counts, strict=True) if count == 1]
     if single:
-        notes.append(f"only one image in class{'es' * (len(single) > 1)} {_listed(single)}")
+        notes.append(f"only one image in class{'es' * (len(single) > 1)} {listed(single)}")
     low, high = min(counts), max(counts)
     if high >= IMBALANCE * low:
         least, most = (folder.classes[counts.index(count)] for count in (low, high))
@@ -207,7 +207,8 @@ def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
     every = list(names)
     more = len(every) - _LISTED
     return ", ".join(every[:_LISTED]) + (f" and {more} more" if more > 0 else "")
@@ -224,7 +225,7 @@ def check_new(classes: Sequence[str], known: Sequence[str]) -> None:
     if twice:
         plural = len(twice) > 1
         raise DataError(
-            f"{'these classes are' if plural else 'this class is'} known already: {_listed(twice)}",
+            f"{'these classes are' if plural else 'this class is'} known already: {listed(twice)}",
             hint=f"remove {'these folders' if plural else 'this folder'} from the new data, or "
             "learn more images of known classes: --update-known",
         )
@@ -232,7 +233,7 @@ def check_new(classes: Sequence[str], known: Sequence[str]) -> None:
 
 def left_out(folder: ImageFolder, unknown: Sequence[str]) -> str:
     """Return a sentence for the user about classes of ``folder`` that nothing is known of."""
-    return f"left out of {folder.root}, not learned: {_listed(unknown)}"
+    return f"left out of {folder.root}, not learned: {listed(unknown)}"
 
 
 def unknown_classes(folder: ImageFolder, classes: Sequence[str]) -> tuple[str, ...]:
@@ -259,8 +260,8 @@ def align(folder: ImageFolder, classes: Sequence[str]) -> ImageFolder:
     ]
     if not kept:
         raise DataError(
-            f"{folder.root}: none of its classes ({_listed(folder.classes)}) is among the known "
-            f"ones ({_listed(classes)})"
+            f"{folder.root}: none of its classes ({listed(folder.classes)}) is among the known "
+            f"ones ({listed(classes)})"
         )
     notes = list(folder.notes)
     unknown = unknown_classes(folder, classes)
@@ -268,7 +269,7 @@ def align(folder: ImageFolder, classes: Sequence[str]) -> ImageFolder:
     if unknown:
         notes.append(left_out(folder, unknown))
     if missing:
-        notes.append(f"no image in {folder.root} of: {_listed(missing)}")
+        notes.append(f"no image in {folder.root} of: {listed(missing)}")
     paths, labels = zip(*kept, strict=True)
     return replace(
         folder, classes=tuple(classes), paths=paths, labels=labels, test=None, notes=tuple(notes)
@@ -293,3 +294,10 @@ def fingerprint(folder: ImageFolder) -> str:
         name = os.fsencode(path.relative_to(folder.root).as_posix())
         digest.update(b"%b\0%d %d\0" % (name, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
+
+
+def of_labels(folder: ImageFolder, labels: Collection[int]) -> ImageFolder:
+    """Return the images of ``folder`` that have one of ``labels``, at least one image."""
+    pairs = zip(folder.paths, folder.labels, strict=True)
+    paths, kept = zip(*((path, label) for path, label in pairs if label in labels), strict=True)
+    return replace(folder, paths=paths, labels=kept)

@@ -136,7 +136,8 @@ def attention(grid: AttentionGrid, folder: Path) -> list[Path]:
             axes[row, 0].set_ylabel(grid.names[row], fontsize=7)
             for column in range(columns):
                 shades = _heat(axes[row, column + 1], grid.images[row], grid.maps[row, column])
-                text = f"{grid.distances[row, column]:.2f}" if column else "distance:"
+                found = grid.distances[row, column]
+                text = "no map" if np.isnan(found) else f"{found:.2f}" if column else "distance:"
                 axes[row, column + 1].set_xlabel(text, fontsize=6, labelpad=1)
         for place in axes.flat:
             place.set_xticks([])

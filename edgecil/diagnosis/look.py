@@ -63,7 +63,7 @@ class AttentionGrid:
     """Attention maps of a few images (rows) by the versions of a lineage (columns).
 
     ``images`` is uint8 ``(R, S, S, 3)``, ``maps`` ``(R, V, h, w)``, ``distances`` ``(R, V)``:
-    LwM's eq. (4) between each map and that of the first version.
+    LwM's eq. (4) between each map and that of the first version, NaN where one is empty.
     """
 
     names: tuple[str, ...]
@@ -86,13 +86,25 @@ def _shown_rows(labels: Tensor, classes: int) -> Tensor:
     return torch.stack([(labels == label).nonzero()[0, 0] for label in chosen])
 
 
+def _attention(before: Tensor, now: Tensor) -> tuple[int, float]:
+    """Return how many pairs of maps ``(N, h, w)`` can be compared, and their mean distance.
+
+    A map that is zero everywhere has no direction: where no evidence for a class is seen, nothing
+    was kept, which a distance of 0 would say.
+    """
+    both = (before.flatten(1).amax(dim=1) > 0) & (now.flatten(1).amax(dim=1) > 0)
+    if not bool(both.any()):
+        return 0, float("nan")
+    distance = attention_distance(before[both].flatten(1), now[both].flatten(1))
+    return int(both.sum()), float(distance)
+
+
 def _drift(manifest: VersionManifest, before: Look, now: Look, *, used: bool) -> Drift:
-    distance = attention_distance(before.maps.flatten(1), now.maps.flatten(1))
+    pairs, distance = _attention(before.maps, now.maps) if used else (0, float("nan"))
     return Drift(
         manifest.version, len(manifest.classes), len(before.features),
         mean_image_distance(before.features.numpy(), now.features.numpy()),
-        float(F.cosine_similarity(before.features, now.features).mean()),
-        float(distance) if used else float("nan"),
+        float(F.cosine_similarity(before.features, now.features).mean()), distance, pairs,
     )  # fmt: skip
 
 
@@ -141,10 +153,7 @@ def _grid(
     manifest: VersionManifest,
 ) -> AttentionGrid:
     every = torch.stack([maps[number] for number in versions], dim=1)
-    flat = every.flatten(2)
-    distances = [
-        [float(attention_distance(row[:1], one[None])) for one in row] for row in flat
-    ]  # fmt: skip
+    distances = [[_attention(row[:1], one[None])[1] for one in row] for row in every]
     home = tests.labels.device
     corner = (manifest.input.resize - manifest.input.size) // 2
     centre = slice(corner, corner + manifest.input.size)

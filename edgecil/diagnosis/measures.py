@@ -38,7 +38,9 @@ class Drift:
     cosine: float
     """Mean cosine between both features of an image."""
     attention: float
-    """Mean distance between both attention maps (LwM eq. (4)); NaN where logits are not used."""
+    """Mean distance between both attention maps (LwM eq. (4)); NaN where there is no such pair."""
+    attention_images: int
+    """Images that have both maps: none where logits are not used."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from edgecil import metrics
 from edgecil.data.images import ImageSet
-from edgecil.data.source import align
+from edgecil.data.source import align, listed
 from edgecil.diagnosis import figures
 from edgecil.diagnosis.distance import Plane, bandwidth, neighbour_plane, principal_plane
 from edgecil.diagnosis.look import evenly, lineage, look
 from edgecil.diagnosis.measures import NEW, OLD, SYNTHETIC, Diagnosis, distances
 from edgecil.diagnosis.synthetic import Sample, Version, make
 from edgecil.engine.compute import Compute, inference_compute
+from edgecil.engine.events import Listener, Note, ignore
 from edgecil.errors import DataError, DependencyMissing
 from edgecil.learning.intake import load_images, scan_tests
 from edgecil.model import Model
@@ -46,7 +47,11 @@ class _Case:
     manifest: VersionManifest
     model: Model
     compute: Compute
-    say: Say
+    listener: Listener
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.listener(Note(text))
 
     @property
     def old(self) -> int:
@@ -73,7 +78,7 @@ def diagnose(
     steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
-    say: Say = lambda text: None,
+    listener: Listener = ignore,
 ) -> Diagnosis:
     """Return the diagnosis of a version; its figures and ``diagnose.json`` are in ``output``.
 
@@ -91,7 +96,7 @@ def diagnose(
     """
     place = Workspace.find(workspace)
     manifest, model = load_version(place, version)
-    case = _Case(place, manifest, model, inference_compute(device), say)
+    case = _Case(place, manifest, model, inference_compute(device), listener)
     tests = case.read(test_data)
     is_old = tests.labels.cpu() < case.old
     if not bool(is_old.any()):
@@ -101,25 +106,28 @@ def diagnose(
     if new_data is not None:
         samples[NEW] = _new_features(case, new_data)
     samples = {name: rows for name, rows in samples.items() if len(rows)}
-    made = None
-    if synthetic:
-        made = _dreamed(case, synthetic, steps, seed)
-        samples[SYNTHETIC] = made.features
     drift, grid = lineage(place, manifest, tests, seen, case.compute)
     counts = metrics.confusion(
         tests.labels.cpu().numpy(), seen.scores.argmax(dim=1).numpy(), len(manifest.names)
     )
     folder = Path(f"diagnosis-v{manifest.version}" if output is None else output)
     folder.mkdir(parents=True, exist_ok=True)
+    # What takes a moment is written before the synthesis, which may take hours and be stopped.
     files = figures.confusion(counts, manifest.names, manifest.groups, folder)
-    files += _planes(samples, folder, say)
     files += figures.attention(grid, folder) if grid is not None else []
-    files += figures.sheet(made.sheet(manifest.names), folder) if made is not None else []
+    shown = None
+    if synthetic:
+        made = _dreamed(case, synthetic, steps, seed)
+        samples[SYNTHETIC] = made.features
+        shown = made.shown(manifest.names[: case.old])
+        if unseen := [name for name, images in shown.items() if not images]:
+            case.say(f"no synthetic image is taken for: {listed(unseen)}")
+        files += figures.sheet(made.sheet(manifest.names), folder)
+    files += _planes(samples, folder, case.say)
     sigma = bandwidth(samples[OLD])
     found = Diagnosis(
         manifest.version, manifest.method, tuple(manifest.names), case.old, counts,
-        distances(samples, sigma), sigma, drift, (*files, folder / REPORT),
-        made.shown(manifest.names[: case.old]) if made is not None else None,
+        distances(samples, sigma), sigma, drift, (*files, folder / REPORT), shown,
     )  # fmt: skip
     text = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(folder / REPORT, f"{text}\n".encode())
@@ -143,13 +151,15 @@ def _before(case: _Case) -> Version:
         # A renamed version follows one with the same classes.
         if len(case.place.manifest(number).classes) <= case.old:
             return load_version(case.place, number)
-    own = case.manifest, case.model
-    return own if parent is None else load_version(case.place, parent)
+    if parent is not None:
+        return load_version(case.place, parent)
+    case.say("synthetic images are made from the first version itself: there is none before")
+    return case.manifest, case.model
 
 
 def _dreamed(case: _Case, count: int, steps: int | None, seed: int) -> Sample:
     version = case.manifest, case.model
-    return make(_before(case), version, case.compute, count, steps, seed, case.say)
+    return make(_before(case), version, case.compute, count, steps, seed, case.listener)
 
 
 def _planes(samples: Samples, folder: Path, say: Say) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from edgecil.data.pixels import to_pixels
 from edgecil.data.streams import stream_seed
 from edgecil.diagnosis.look import evenly, look
 from edgecil.engine.compute import Compute
+from edgecil.engine.events import Listener, Note, Stage
 from edgecil.errors import UsageError
 from edgecil.method import Recipe
 from edgecil.model import Model
@@ -25,7 +25,6 @@ from edgecil.versions import recipe_of_version
 from edgecil.workspace import VersionManifest
 
 Version = tuple[VersionManifest, Model]
-Say = Callable[[str], None]
 CLASSES = 20
 """Classes that a sheet has room for."""
 EACH = 10
@@ -44,10 +43,14 @@ class Sample(NamedTuple):
     features: NDArray[np.float32]
 
     def sheet(self, names: list[str]) -> dict[str, NDArray[np.uint8]]:
-        """Return a few images of each class that is shown, of at most ``CLASSES`` classes."""
+        """Return a few images of each class that is shown, of at most ``CLASSES`` classes.
+
+        By name and how many there are of it.
+        """
         present = np.unique(self.labels)
         chosen = present[evenly(len(present), CLASSES)].tolist()
-        return {names[row]: self.pixels[self.labels == row][:EACH] for row in chosen}
+        of_class = {row: self.pixels[self.labels == row] for row in chosen}
+        return {f"{names[row]} ({len(own)})": own[:EACH] for row, own in of_class.items()}
 
     def shown(self, names: list[str]) -> dict[str, int]:
         """Return how many images are taken for each of the classes ``names``."""
@@ -83,13 +86,13 @@ def make(
     count: int,
     steps: int | None,
     seed: int,
-    say: Say,
+    listener: Listener,
 ) -> Sample:
     """Return ``count`` images of what ``source`` knows, as ``version`` sees them.
 
     They are made as the method of ``version`` makes them, in its steps unless ``steps`` are
     given, or drawn from what ``source`` keeps; where it does neither, pixels are optimised by
-    ABD's losses. What is done is said.
+    ABD's losses. ``listener`` hears what is done.
 
     Raises:
         AdoptError: the network of ``source`` has no batch-norm statistics.
@@ -100,12 +103,12 @@ def make(
     if recipe is not None and recipe.draws is not None and before.kept.names:
         kept = f"from what version {origin.version} keeps"
         unused = "" if steps is None else "; nothing is optimised: the steps have no effect"
-        say(f"synthetic images as {manifest.method} draws them, {kept}{unused}")
+        listener(Note(f"synthetic images as {manifest.method} draws them, {kept}{unused}"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "synthesis"))
             pixels = to_pixels(recipe.draws(before.kept, preprocess, count), preprocess)
     else:
-        pixels = _synthesised(source, manifest, recipe, compute, count, steps, seed, say)
+        pixels = _synthesised(source, manifest, recipe, compute, count, steps, seed, listener)
     # They are as large as the network's input: there is nothing to cut off.
     whole = replace(preprocess, resize=preprocess.size)
     nothing = torch.zeros(count, dtype=torch.int64)
@@ -122,19 +125,23 @@ def _synthesised(
     count: int,
     steps: int | None,
     seed: int,
-    say: Say,
+    listener: Listener,
 ) -> Tensor:
     origin, before = source
     own = recipe and recipe.dreams
     manner = own or plain(origin.head_kind)
+    other = "" if steps else "; --synthetic-steps N for fewer"
     steps = steps or manner.steps
     by = f"as {manifest.method} makes them" if own else f"{manifest.method} makes none of its own"
     if recipe is not None and recipe.draws is not None:
         by = f"what {manifest.method} draws them from is not stored any more"
-    say(f"synthetic images by {steps:,} steps of {_NAMES[manner.source]}: {by}")
+    what = f"synthetic images by {steps:,} steps of {_NAMES[manner.source]}"
+    listener(Note(f"{what}: {by}{other}"))
     net = before.net.to(compute.torch_device).eval()
     return synthesise(
         net, manifest.input, count, steps, seed, source=manner.source,
         batch=manner.batch or int(manifest.training["batch_size"]), lr=manner.lr,
-        mode=manner.mode, objective=manner.objective, varied=manner.varied, say=say, hint=HINT,
+        mode=manner.mode, objective=manner.objective, varied=manner.varied, hint=HINT,
+        say=lambda text: listener(Note(text)),
+        told=lambda done, total: listener(Stage("synthesising images", done, total)),
     )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,8 +204,18 @@ class PhaseRun:
             OutOfMemory: there was no room for a step.
             Interrupted: a stop was asked for; the run state is saved.
         """
-        try:
+        with self.room():
             self._run(first)
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[None]:
+        """Name the phase, and what would need less, where the memory runs out inside.
+
+        Raises:
+            OutOfMemory: in place of what torch raises.
+        """
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

@@ -25,6 +25,7 @@ from edgecil.data.source import (
     fingerprint,
     folded,
     left_out,
+    of_labels,
     scan,
     unknown_classes,
 )
@@ -34,7 +35,7 @@ from edgecil.errors import DataError, UsageError
 from edgecil.learning.request import LearnRequest
 from edgecil.nets.build import auto_arch
 from edgecil.settings import CIFAR, IMAGENET, Preprocess, Stream
-from edgecil.units import format_bytes
+from edgecil.units import count, format_bytes
 from edgecil.workspace import VersionManifest
 
 Say = Callable[[str], None]
@@ -213,7 +214,7 @@ def scan_tests(path: str | os.PathLike[str]) -> ImageFolder:
 
 
 def load_tests(
-    path: str | os.PathLike[str],
+    folders: Sequence[Path],
     names: Sequence[str],
     preprocess: Preprocess,
     disk: Path,
@@ -221,20 +222,35 @@ def load_tests(
     *,
     stream: Stream = "auto",
     skip_bad: bool = False,
-) -> ImageSet:
-    """Return the test images of the classes ``names`` in a folder; of others they are left out.
+) -> list[ImageSet]:
+    """Return the test images of the classes ``names`` in folders; of others they are left out.
 
-    Those that are streamed lie on the disk of the folder ``disk``.
+    A class that several folders show is tested on the last of them alone: one that shows all
+    classes so far has the images of earlier ones again. Images that are streamed lie on the disk
+    of the folder ``disk``.
 
     Raises:
-        DataError: there are none, or an image is damaged.
+        DataError: a folder has none, or an image is damaged.
     """
-    found = scan_tests(path)
-    if unknown := unknown_classes(found, names):  # of classes yet to come, or misspelt
-        say(left_out(found, unknown))
-    return load_images(
-        align(found, names), preprocess, disk, stream=stream, skip_bad=skip_bad, say=say
-    ).images
+    sets: list[ImageSet] = []
+    shown: set[int] = set()
+    for path in reversed(folders):
+        found = scan_tests(path)
+        if unknown := unknown_classes(found, names):  # of classes yet to come, or misspelt
+            say(left_out(found, unknown))
+        known = align(found, names)
+        here = set(known.labels)
+        if twice := here & shown:
+            say(f"{path}: not tested on its {count(len(twice), 'class')} that a later folder shows")
+        if here - shown:
+            only = of_labels(known, here - shown)
+            sets.append(
+                load_images(
+                    only, preprocess, disk, stream=stream, skip_bad=skip_bad, say=say
+                ).images
+            )
+        shown |= here
+    return sets[::-1]
 
 
 def test_folders(
@@ -267,10 +283,8 @@ def decode_tests(
     if request.test_data is not None and not Path(request.test_data).is_dir():
         raise DataError(f"no folder of test images at {request.test_data}")
     sets = [] if images.held_out is None else [images.held_out]
-    sets += [
-        load_tests(
-            path, names, preprocess, disk, say, stream=request.stream, skip_bad=request.skip_bad
-        )
-        for path in test_folders(request, images, parent)
-    ]
+    sets += load_tests(
+        test_folders(request, images, parent), names, preprocess, disk, say,
+        stream=request.stream, skip_bad=request.skip_bad,
+    )  # fmt: skip
     return concat(sets) if sets else None

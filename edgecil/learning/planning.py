@@ -173,7 +173,8 @@ def make_plan(job: Job, compute: Compute) -> LearnPlan:
         )
         kind = getattr(run.phase.step, "func", run.phase.step)
         if rates.get(kind, 0.0) < LONG_STEP:
-            rates[kind] = _seconds_per_step(run)
+            with run.room():
+                rates[kind] = _seconds_per_step(run)
         seconds += run.steps * rates[kind]
     weights = sum(v.nbytes for v in ctx.net.state_dict().values())
     return LearnPlan(

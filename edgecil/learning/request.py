@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -151,14 +152,16 @@ class LearnRequest:
     def command(self, *more: str) -> str:
         """Return the command line that asks for the same, and for ``more``.
 
-        What only the library can be asked for is left out.
+        What only the library can be asked for is left out, and options that ``more`` sets anew.
         """
+        anew = {word.partition("=")[0] for flag, word in pairwise(more) if flag == "--set"}
         words = ["edgecil", "learn"]
         for known in fields(self):
             name, value = known.name, getattr(self, known.name)
             flag = "--" + name.replace("_", "-")
             if name == "options":
-                words += [w for k, v in value.items() for w in ("--set", f"{k}={v}")]
+                kept = {k: v for k, v in value.items() if k not in anew}
+                words += [w for k, v in kept.items() for w in ("--set", f"{k}={v}")]
             elif value == known.default or name in WITHOUT_FLAG:
                 continue
             elif isinstance(value, bool):

@@ -178,7 +178,8 @@ def plug(host: Recipe, options: PlugOptions) -> Recipe:
     if not _fits(host):
         raise UsageError(
             f"mfgr cannot be laid over {host.name}",
-            hint="hosts train once, taught by the last network alone: icarl, lwf, lwf-mc, lwm",
+            hint="hosts train once, taught by the last network alone: icarl, lwf, lwf-coreset, "
+            "lwf-mc, lwm",
         )
     if not options.weight:
         raise UsageError("weight=0: nothing would be learned from generated images")

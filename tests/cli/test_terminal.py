@@ -106,6 +106,32 @@ def test_lines_come_once_per_epoch_and_not_before_ten_seconds(monkeypatch, capsy
     assert "done" in printed[-1] and "1 min 01 s left" in printed[1]
 
 
+def test_lines_and_the_bar_say_how_long_a_stage_takes_once_there_is_a_pace(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    lines, bar, shown = _progress.Lines(Output("diagnose")), _progress.Bar(None), []
+    for seconds, done in ((0, 1), (20, 11), (40, 21)):
+        now[0], bar.event = float(seconds), Stage("synthesising images", done, 51)
+        lines(bar.event)
+        console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(bar)
+        shown.append(console.file.getvalue())
+    printed = [line[9:] for line in capsys.readouterr().err.splitlines()]
+    assert printed == [
+        "synthesising images 1/51", "synthesising images 11/51  1 min 20 s left",
+        "synthesising images 21/51  1 min 00 s left",
+    ]  # fmt: skip
+    assert "left" not in shown[0] and "1 min 00 s left" in shown[2]
+
+
+def test_what_reads_no_images_has_no_rate(capsys):
+    lines = _progress.Lines(Output("learn"))
+    lines(PhaseStarted("synthesis", 0, 2, 0, 5000, 0))
+    lines(_progress_event(200, phase="synthesis", images_per_second=0.0))
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("synthesis: 5,000 steps") and "images" not in last
+
+
 def test_lines_name_a_stage_once(capsys):
     lines = _progress.Lines(Output("learn"))
     for done in (64, 128, 192):

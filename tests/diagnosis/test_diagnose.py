@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,9 +20,10 @@ from edgecil.data.images import ImageSet
 from edgecil.diagnosis import run as running
 from edgecil.diagnosis import synthetic as making
 from edgecil.diagnosis.distance import bandwidth, mean_image_distance, squared_mmd
-from edgecil.diagnosis.look import evenly, look
+from edgecil.diagnosis.look import _attention, evenly, look
 from edgecil.diagnosis.run import diagnose
 from edgecil.engine.compute import Compute
+from edgecil.engine.events import Note, Stage
 from edgecil.errors import DataError, DependencyMissing, TrainingError, WorkspaceError
 from edgecil.losses.attention import attention_distance, grad_attention
 from edgecil.memory.store import Store
@@ -59,6 +61,10 @@ def made(folders, known, tmp_path_factory):
         folders[2], new_data=folders[1], workspace=known, synthetic=6, steps=25, device="cpu",
         output=tmp_path_factory.mktemp("made"),
     )  # fmt: skip
+
+
+def told(events):
+    return [event.text for event in events if isinstance(event, Note)]
 
 
 def ask(*arguments):
@@ -180,14 +186,55 @@ def test_logits_that_are_not_used_have_no_attention(folders, tmp_path):
     assert not (tmp_path / "o" / "attention.png").exists()
 
 
+def test_a_map_that_is_empty_has_no_distance():
+    """A dead map would else be 0 from any other: as if all had been kept."""
+    maps = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    dead = maps.clone()
+    dead[1] = 0
+    pairs, distance = _attention(maps, dead.flip(2))
+    kept = torch.tensor([0, 2])
+    assert pairs == 2 and distance > 0
+    whole = attention_distance(maps[kept].flatten(1), dead.flip(2)[kept].flatten(1))
+    assert distance == pytest.approx(float(whole))
+    pairs, distance = _attention(maps[1:2], dead[1:2])
+    assert pairs == 0 and math.isnan(distance)
+
+
+def test_of_a_stopped_synthesis_the_other_figures_are_there(folders, known, tmp_path, monkeypatch):
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgecil.diagnosis.synthetic.synthesise", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(folders[2], workspace=known, output=tmp_path, synthetic=4, device="cpu")
+    assert {p.name for p in tmp_path.glob("*.png")} == {"confusion.png", "attention.png"}
+
+
+def test_what_is_synthesised_and_how_far_it_is_can_be_heard(folders, known, tmp_path):
+    said = []
+    found = diagnose(
+        folders[2], workspace=known, version=1, output=tmp_path, synthetic=2, steps=3,
+        listener=said.append, device="cpu",
+    )  # fmt: skip
+    notes = told(said)
+    assert "synthetic images are made from the first version itself: there is none before" in notes
+    assert any("by 3 steps of pixels" in text for text in notes)
+    done = [(event.done, event.total) for event in said if isinstance(event, Stage)]
+    assert done == [(1, 3), (3, 3)]
+    unseen = [name for name, images in found.shown.items() if not images]
+    assert any(text.endswith(f"taken for: {', '.join(unseen)}") for text in notes) == bool(unseen)
+
+
 def test_without_scikit_learn_the_rest_is_there(folders, known, tmp_path, monkeypatch):
     def missing(features):
         raise DependencyMissing("t-SNE needs scikit-learn", hint="install it")
 
     monkeypatch.setattr(running, "neighbour_plane", missing)
     said = []
-    found = diagnose(folders[2], workspace=known, output=tmp_path, say=said.append, device="cpu")
-    assert said == ["t-SNE needs scikit-learn: install it"]
+    found = diagnose(
+        folders[2], workspace=known, output=tmp_path, listener=said.append, device="cpu"
+    )
+    assert said == [Note("t-SNE needs scikit-learn: install it")]
     assert not [p for p in found.files if p.name.startswith("tsne")]
 
 
@@ -281,7 +328,7 @@ def test_images_are_made_as_the_versions_method_makes_them(
     assert {name: settings[name] for name in expected} == expected
     assert settings["objective"].statistics == options.get("statistics", 50.0)
     assert isinstance(settings["objective"], Recording) == ("mfgr" in method)
-    assert f"{asked[0][0]} steps of" in said[0] and method in said[0]
+    assert f"{asked[0][0]} steps of" in told(said)[0] and method in told(said)[0]
 
 
 @pytest.mark.parametrize("method", ["dgr", "ncm", "icarl"])
@@ -309,17 +356,17 @@ def test_classes_of_synthetic_images_are_by_the_rule_of_the_version_before(
                 compute)  # fmt: skip
     assert made.labels.tolist() == seen.scores.argmax(dim=1).tolist()
     if method == "dgr":
-        assert not asked and "from what version 1 keeps" in said[0]
+        assert not asked and "from what version 1 keeps" in told(said)[0]
         vae = before[1].kept.field("vae").shape.build(32, before[1].kept.read("vae"))
         drawn = vae.draw(200).mean(dim=(0, 2, 3))
         shown = torch.from_numpy(made.pixels).float().mean(dim=(0, 1, 2)) / 255
         assert torch.allclose(drawn, shown, atol=0.05)
         gone = forgotten(before)
         making.make(gone, version, compute, 2, 1, 0, said.append)
-        assert asked and "not stored any more" in said[-1]
+        assert asked and "not stored any more" in told(said)[-1]
         return
     wanted = asked[0]["objective"]
-    assert "makes none of its own" in said[0] and wanted.statistics
+    assert "makes none of its own" in told(said)[0] and wanted.statistics
     assert (wanted.content, wanted.diversity, asked[0]["varied"]) == (
         (0, 0, False) if method == "ncm" else (1, 1, True)
     )

@@ -95,6 +95,20 @@ def test_the_hint_can_be_typed(own, folders, monkeypatch, capsys):
     assert (manifest.training["batch_size"], manifest.training["seed"]) == (16, 3)
 
 
+def test_a_dry_run_names_the_phase_too(own, folders, monkeypatch):
+    monkeypatch.setattr(PHASES["train"][0], failing(ERRORS[1]))
+    with pytest.raises(OutOfMemory, match="'train' with a batch size of 16") as caught:
+        api.plan(folders[1], workspace=own, batch_size=16)
+    assert PHASES["train"][1] in caught.value.hint
+
+
+def test_an_option_that_is_asked_for_anew_stands_once():
+    request = LearnRequest("x/", "abd", {"synthesis_batch": "64", "mu": "0.2"})
+    command = request.command("--set", "synthesis_batch=32", "--discard")
+    expected = "edgecil learn --new-data x/ --method abd --set mu=0.2 --set synthesis_batch=32"
+    assert command == f"{expected} --discard"
+
+
 def test_a_request_as_a_command_line():
     request = LearnRequest(
         "a b/", "lwf", {"balance": True}, lr=0.2, skip_bad=True, record_ranges=False,

@@ -65,6 +65,22 @@ def test_test_folders_are_remembered_by_later_increments(folders, tmp_path):
     assert len(result.manifest.test["folders"]) == 2
 
 
+def test_a_class_is_tested_on_the_last_folder_that_shows_it(folders, tmp_path):
+    """Test folders of all classes so far, as most people have them, and one more class beside."""
+    root, said = tmp_path / ".edgecil", []
+    for number, labels in enumerate((range(2), range(1, 4))):
+        tests = toys.write_folder(tmp_path / f"tests-{number}", labels, count=3 + number, seed=5)
+        listener = said.append if number else lambda event: None
+        result = learn(folders[number], root, test_data=tests, listener=listener)
+    assert result.evaluation.counts.sum(axis=1).tolist() == [3, 4, 4, 4]
+    (note,) = [e.text for e in said if isinstance(e, Note) and "not tested" in e.text]
+    assert note == f"{tmp_path / 'tests-0'}: not tested on its 1 class that a later folder shows"
+    exported = api.export(
+        workspace=root, output=tmp_path / "bundles", precision="fp32", max_drop=100
+    )
+    assert exported.accuracy["all"].images == 15
+
+
 def test_train_and_val_folders(tmp_path):
     toys.write_folder(tmp_path / "data" / "train", range(2), count=4)
     toys.write_folder(tmp_path / "data" / "val", range(2), count=3, seed=1)

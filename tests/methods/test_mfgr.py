@@ -342,8 +342,10 @@ def test_the_exemplars_of_a_host_are_kept_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("host", ["m2kd", "lucir", "ncm", "mfgr", "bic", "eeil", "finetune"])
 def test_hosts_of_another_kind_are_refused(host):
-    with pytest.raises(UsageError, match=f"cannot be laid over {host}"):
+    with pytest.raises(UsageError, match=f"cannot be laid over {host}") as refused:
         registry.build(f"{host}+mfgr")
+    offered = refused.value.hint.partition(": ")[2].split(", ")
+    assert offered == sorted(registry.hosts("mfgr"))
 
 
 def test_a_host_that_distils_every_head_apart_is_refused():
