@@ -47,9 +47,16 @@ def _list(output: Output) -> None:
     rows = [{"name": m.name, "kind": m.kind, "summary": m.summary} for m in known]
     output.result({"methods": rows}, value_only="\n".join(m.name for m in known))
     if output.for_people:
-        names = [m.name if m.kind == "method" else f"host+{m.name}" for m in known]
+        names = [", ".join(_written(m)) for m in known]
         output.pairs([(n, m.summary) for n, m in zip(names, known, strict=True)])
         output.next(f"edgecil methods {known[0].name}")
+
+
+def _written(method: registry.MethodInfo) -> list[str]:
+    """Return how a method is named in a command: alone, after a host, or either."""
+    alone = [method.name] if method.kind == "method" else []
+    laid = [f"host+{method.name}"] if method.plugs or not alone else []
+    return alone + laid
 
 
 def _show(output: Output, name: str) -> None:

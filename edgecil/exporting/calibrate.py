@@ -133,7 +133,10 @@ def image_files(folder: Path) -> list[Path]:
         DataError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of calibration images")
+        raise DataError(
+            f"{folder}: no such folder of calibration images",
+            hint="a folder, or one of the words recorded and synthetic",
+        )
     files = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
     if not files:
         raise DataError(f"{folder}: no image to calibrate with")

@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto
 
 from edgecil.data.images import ImageSet
-from edgecil.engine.events import Listener, Stage, ignore
+from edgecil.engine.events import Listener, Note, Stage, ignore
 from edgecil.errors import EdgecilError, UsageError
 from edgecil.exporting.calibrate import as_array, calibrate
 from edgecil.exporting.delta import open_previous
@@ -174,6 +174,7 @@ def _made(task: Task, calibration: Images | Synthetic | None, listener: Listener
     if not isinstance(calibration, Synthetic):
         return calibration
     if task.precision != "int8":
+        listener(Note("fp32 has no ranges: no synthetic images are made"))
         return None
     text = "making synthetic images"
     listener(Stage(text))

@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 import edgecil.exporting
 from edgecil.data.images import ImageSet
-from edgecil.engine.events import Stage
+from edgecil.engine.events import Event, Note, Stage
 from edgecil.errors import (
     BudgetError,
     DataError,
@@ -148,8 +148,10 @@ def test_synthetic_images_calibrate_where_there_are_none(export: Any, tmp_path: 
 
 
 def test_synthetic_images_are_not_made_in_vain(export: Any, tmp_path: Path) -> None:
-    wide = export(precision="fp32", calibration=Synthetic())
+    said: list[Event] = []
+    wide = export(precision="fp32", calibration=Synthetic(), listener=said.append)
     assert "synthesise" not in wide.seconds
+    assert Note("fp32 has no ranges: no synthetic images are made") in said
     with pytest.raises(UsageError, match="there already"):
         export(calibration=Synthetic(steps=10**9))
 
