@@ -43,20 +43,26 @@ class _Pace:
     """How long a stage still takes, by its pace since it began."""
 
     def __init__(self) -> None:
-        self._text = ""
+        self._event = Stage("")
         self._since = 0.0
         self._first = 0
+        self._left: list[str] = []
 
     def left(self, event: Stage) -> list[str]:
-        """Return the time that is left, where there is a pace to tell it by."""
+        """Return the time that is left, where there is a pace to tell it by.
+
+        An event that is asked about again has the same answer, so that no display counts up.
+        """
+        if event == self._event:
+            return self._left
         now = time.monotonic()
-        if event.text != self._text or event.done < self._first:
-            self._text, self._since, self._first = event.text, now, event.done
-        done = event.done - self._first
-        if not event.total or not done:
-            return []
-        seconds = (now - self._since) / done * (event.total - event.done)
-        return [f"{format_seconds(seconds)} left"]
+        if event.text != self._event.text or event.done < self._first:
+            self._since, self._first = now, event.done
+        self._event, self._left = event, []
+        if event.total and (done := event.done - self._first):
+            seconds = (now - self._since) / done * (event.total - event.done)
+            self._left = [f"{format_seconds(seconds)} left"]
+        return self._left
 
 
 class Lines:
