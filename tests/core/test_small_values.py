@@ -195,9 +195,9 @@ class TestRegistry:
         [
             ({"temprature": 2}, "no option 'temprature'"),
             ({"temperature": "0"}, r"must be in \[0.1, 100\], got 0.0"),
-            ({"temperature": "hot"}, "not a float"),
+            ({"temperature": "hot"}, "not a number"),
             ({"ce_scope": "all"}, "not one of new, seen"),
-            ({"balance": "maybe"}, "not a bool"),
+            ({"balance": "maybe"}, "not true or false"),
         ],
     )
     def test_bad_options(self, options, says):
