@@ -67,8 +67,9 @@ def test_the_tables_of_the_readme_are_made_from_the_results(folder):
     assert results.markdown(found) in (ROOT / "README.md").read_text()
 
 
-def test_the_table_of_codecs_is_made_from_the_results():
-    found = results.load(ROOT / "docs" / "results" / "quick-codecs")
+@pytest.mark.parametrize("folder", ["quick-codecs", "quick-exemplars"])
+def test_the_tables_of_exemplars_are_made_from_the_results(folder):
+    found = results.load(ROOT / "docs" / "results" / folder)
     assert results.markdown(found) in (ROOT / "docs" / "exemplars.md").read_text()
 
 
