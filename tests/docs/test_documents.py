@@ -67,7 +67,7 @@ def test_the_tables_of_the_readme_are_made_from_the_results(folder):
     assert results.markdown(found) in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("folder", ["quick-codecs", "quick-exemplars"])
+@pytest.mark.parametrize("folder", ["quick-codecs", "quick-exemplars", "quick-short"])
 def test_the_tables_of_exemplars_are_made_from_the_results(folder):
     found = results.load(ROOT / "docs" / "results" / folder)
     assert results.markdown(found) in (ROOT / "docs" / "exemplars.md").read_text()
