@@ -55,7 +55,7 @@ def _list(output: Output) -> None:
 def _written(method: registry.MethodInfo) -> list[str]:
     """Return how a method is named in a command: alone, after a host, or either."""
     alone = [method.name] if method.kind == "method" else []
-    laid = [f"host+{method.name}"] if method.plugs or not alone else []
+    laid = [f"host+{method.name}"] if method.plugs else []
     return alone + laid
 
 

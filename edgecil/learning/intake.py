@@ -242,8 +242,8 @@ def load_tests(
         here = set(known.labels)
         if twice := here & shown:
             say(f"{path}: not tested on its {count(len(twice), 'class')} that a later folder shows")
-        if here - shown:
-            only = of_labels(known, here - shown)
+        if fresh := here - shown:
+            only = of_labels(known, fresh)
             sets.append(
                 load_images(
                     only, preprocess, disk, stream=stream, skip_bad=skip_bad, say=say

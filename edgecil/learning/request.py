@@ -152,7 +152,7 @@ class LearnRequest:
     def command(self, *more: str) -> str:
         """Return the command line that asks for the same, and for ``more``.
 
-        What only the library can be asked for is left out, and options that ``more`` sets anew.
+        What only the library can be asked for is left out, and what ``more`` sets anew.
         """
         anew = {word.partition("=")[0] for flag, word in pairwise(more) if flag == "--set"}
         words = ["edgecil", "learn"]
@@ -162,7 +162,7 @@ class LearnRequest:
             if name == "options":
                 kept = {k: v for k, v in value.items() if k not in anew}
                 words += [w for k, v in kept.items() for w in ("--set", f"{k}={v}")]
-            elif value == known.default or name in WITHOUT_FLAG:
+            elif value == known.default or name in WITHOUT_FLAG or flag in more:
                 continue
             elif isinstance(value, bool):
                 words.append(flag if value else flag.replace("--", "--no-"))

@@ -16,11 +16,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from cifar import unpack
 
 import edgecil
-from edgecil.bench.runner import commit, hardware
+from edgecil.bench.runner import commit, hardware, versions
 from edgecil.data.decode import load
 from edgecil.data.orders import numpy_order
 from edgecil.data.source import align, scan
@@ -112,7 +111,7 @@ def main() -> None:
         "protocol": f"CIFAR-100, {given.increments} x {given.classes} classes of numpy's seed "
         f"1993, {given.arch}, {given.epochs} epochs, {given.exemplars_total} exemplars",
         "method": "bic", "seed": given.seed, "rows": rows, "hardware": hardware(),
-        "versions": {"torch": torch.__version__, "edgecil": edgecil.__version__},
+        "versions": versions(),
         "commit": commit(),
     }  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from pathlib import Path
 
 import torch
 
-from edgecil.bench.runner import commit, hardware
+from edgecil.bench.runner import commit, hardware, versions
 from edgecil.rankings import herding
 
 
@@ -51,7 +50,7 @@ def main() -> None:
         "benchmark": f"herding, {given.classes} classes x {given.images} images x {given.picks} "
         f"picks, {given.features} features, fastest of {given.rounds}",
         "rows": rows, "load_before": round(load, 2), "hardware": hardware(), "commit": commit(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }  # fmt: skip
     print(json.dumps(report, indent=1))
     if given.out:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import edgecil
-from edgecil.bench.runner import commit, hardware
+from edgecil.bench.runner import commit, hardware, versions
 from edgecil.data.orders import numpy_order
 from edgecil.engine.events import Event, PhaseStarted, Stage
 from edgecil.settings import Augment
@@ -91,7 +91,7 @@ def main() -> None:
         "resnet32, 1 epoch and 1 of fine-tuning, mirrored only",
         "method": "m2kd", "rows": rows, "hardware": hardware(),
         "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "edgecil": edgecil.__version__},
+        "versions": versions(),
         "commit": commit(),
     }  # fmt: skip
     given.out.write_text(json.dumps(report, indent=1) + "\n")

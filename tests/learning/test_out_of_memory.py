@@ -107,6 +107,9 @@ def test_an_option_that_is_asked_for_anew_stands_once():
     command = request.command("--set", "synthesis_batch=32", "--discard")
     expected = "edgecil learn --new-data x/ --method abd --set mu=0.2 --set synthesis_batch=32"
     assert command == f"{expected} --discard"
+    request = LearnRequest("x/", "abd", batch_size=64, lr=0.2)
+    command = request.command("--batch-size", "32")
+    assert command == "edgecil learn --new-data x/ --method abd --lr 0.2 --batch-size 32"
 
 
 def test_a_request_as_a_command_line():
