@@ -11,7 +11,7 @@ from typing import Any, Literal
 from edgecil._version import __version__
 from edgecil.data.source import folded
 from edgecil.errors import DataError, UsageError
-from edgecil.learning.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
+from edgecil.learning.request import DEFAULT_PER_CLASS, default_codec
 from edgecil.memory.store import Store
 from edgecil.model import Model, classifier_bytes, weight_file
 from edgecil.nets.build import build
@@ -155,7 +155,7 @@ def _manifest(
         rule={"kind": model.rule.kind, "score_kind": model.rule.score_kind},
         preprocess=preprocess.to_json(),
         classifier_bytes=classifier_bytes(model),
-        kept={"bytes": 0, "fields": [], "codec": DEFAULT_CODEC, "budget": budget,
+        kept={"bytes": 0, "fields": [], "codec": default_codec(None), "budget": budget,
               "exemplars_per_class": None},
         training=training,
         notes=notes,

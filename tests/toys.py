@@ -78,6 +78,7 @@ TRAINING = Training(epochs=2, batch_size=16, optim=Optim(lr=0.05))
 SMALL = {
     "synthesis_steps": 4, "collapse": "accept",
     "inner_steps": 1, "inner_batch": 4, "outer_epochs": 2, "exemplar_epochs": 1,
+    "pixel_lr": 0.01,  # steps that show in 8-bit pixels after two epochs
     "ratio": 0.25, "vae_width": 2, "vae_latent": 8,
 }  # fmt: skip
 

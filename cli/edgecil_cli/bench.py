@@ -89,7 +89,8 @@ def bench(
     ] = None,
     exemplars_total: Annotated[int | None, value("So many exemplars in all.", "N", MEMORY)] = None,
     codec: Annotated[
-        str | None, value("Exemplars as raw, png, webp-lossless or jpeg-NN.", "NAME", EXPERT)
+        str | None,
+        value("Exemplars as raw, png, webp-lossless, jpeg-NN; default: by limit.", "NAME", EXPERT),
     ] = None,
     exemplar_size: Annotated[
         int | None, value("Pixels a side of a stored exemplar; at most as decoded.", "PX", EXPERT)

@@ -133,7 +133,8 @@ def learn(
         str | None, value("Begin with these weights: imagenet or a file.", "FILE", EXPERT)
     ] = None,
     codec: Annotated[
-        str | None, value("Exemplars as raw, png, webp-lossless or jpeg-NN.", "NAME", EXPERT)
+        str | None,
+        value("Exemplars as raw, png, webp-lossless, jpeg-NN; default: by limit.", "NAME", EXPERT),
     ] = None,
     exemplar_size: Annotated[
         int | None, value("Pixels a side of a stored exemplar; at most as decoded.", "PX", EXPERT)

@@ -13,7 +13,7 @@ from edgecil import metrics
 from edgecil.bench.protocol import Published
 from edgecil.bench.runner import Variant
 from edgecil.errors import DataError
-from edgecil.learning.request import DEFAULT_CODEC
+from edgecil.learning.request import default_codec
 from edgecil.memory.fields import IMAGES
 from edgecil.methods import joint
 from edgecil.options import make_options
@@ -105,10 +105,15 @@ def _said(key: str, value: Any) -> str:
 
 
 def codec(result: Result) -> str | None:
-    """Return what the images that a run kept are stored as; None where it kept none."""
-    if not any(field["name"] == IMAGES for field in result["kept_fields"]):
+    """Return what the images that a run kept are stored as; None where none are stored.
+
+    Joint training keeps references to files, whatever codec is asked for.
+    """
+    kept = any(field["name"] == IMAGES for field in result["kept_fields"])
+    if not kept or result["method"] == ORACLE:
         return None
-    return str(result["settings"].get("codec", DEFAULT_CODEC))
+    settings = result["settings"]
+    return str(settings.get("codec") or default_codec(settings.get("memory_budget")))
 
 
 def _name(results: Sequence[Result]) -> None:

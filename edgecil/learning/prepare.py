@@ -17,7 +17,7 @@ from edgecil.engine.increment import Task
 from edgecil.engine.selection import exemplar_images, stored_side
 from edgecil.errors import AdoptError, UsageError
 from edgecil.learning.intake import Images, choose_input, decode_new, scan_new, updated_rows
-from edgecil.learning.request import DEFAULT_PER_CLASS, LearnRequest
+from edgecil.learning.request import DEFAULT_PER_CLASS, LearnRequest, default_codec
 from edgecil.learning.sources import fingerprints, load_sources, scan_sources
 from edgecil.memory.budget import Budget
 from edgecil.memory.codecs import item_codec
@@ -142,6 +142,20 @@ def _limit_without_effect(
     return None if IMAGES in kept else f"{recipe.name} stores no exemplars: --{flag} has no effect"
 
 
+def _codec_chosen(
+    asked: LearnRequest, request: LearnRequest, recipe: Recipe, parent: VersionManifest | None
+) -> str | None:
+    """Return what to note when exemplars of a new workspace lose pixels that nobody gave up."""
+    stored = any(f.name == IMAGES and f.codec == request.codec for f in recipe.fields)
+    if parent is not None or asked.codec is not None or asked.memory_budget is None or not stored:
+        return None
+    lossless = default_codec(None)
+    return (
+        f"exemplars as {request.codec}, of which a budget in bytes holds more: --codec {lossless} "
+        "keeps every pixel of fewer"
+    )
+
+
 def _check_exemplar_size(asked: int | None, recipe: Recipe, resize: int, kept: Store) -> None:
     """Refuse a size that is of no use: ``asked`` is what the user gave in this increment."""
     images = next((f for f in recipe.fields if f.name == IMAGES), None)
@@ -211,6 +225,8 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
         _adopt(recipe, parent, model, updated)
     budget = _budget(request, recipe)
     if (text := _limit_without_effect(asked, recipe, parent)) is not None:
+        note(text)
+    if (text := _codec_chosen(asked, request, recipe, parent)) is not None:
         note(text)
     if parent is not None:
         preprocess, spec = parent.input, NetSpec.from_json(parent.net)

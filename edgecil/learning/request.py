@@ -19,12 +19,20 @@ from edgecil_runtime.container import write_atomic
 DEFAULT_METHOD = "lwm"
 AFTER_FOREIGN = {"sigmoid": DEFAULT_METHOD, "softmax": "lwf"}
 """The default method on a model trained elsewhere, by what its outputs mean."""
-DEFAULT_CODEC = "webp-lossless"
 DEFAULT_PER_CLASS = 20
 PRECISIONS = ("auto", "float32", "bfloat16")
 WITHOUT_FLAG = ("class_order", "training", "augment", "preprocess")
 """Settings that the command line does not offer."""
 _BESIDE = "leave it out, or begin a workspace beside this one: --workspace DIR"
+
+
+def default_codec(memory_budget: int | None) -> str:
+    """Return as what exemplars are stored where it is not said.
+
+    Where bytes are the limit, more images are worth more than every pixel of fewer: JPEG, as
+    measured in docs/exemplars.md. Where images are counted, loss gains nothing.
+    """
+    return "webp-lossless" if memory_budget is None else "jpeg-75"
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class LearnRequest:
     exemplars_per_class: int | None = None
     exemplars_total: int | None = None
     codec: str | None = None
+    """As what exemplars are stored; None: as the parent's, or :func:`default_codec`."""
     exemplar_size: int | None = None
     """Side in pixels of a stored exemplar; None: as images are decoded."""
     test_data: str | None = None
@@ -108,8 +117,8 @@ class LearnRequest:
             limits = self.limits
             if all(v is None for v in limits.values()):
                 limits["per_class"] = DEFAULT_PER_CLASS
-            chosen = {"method": self.method or DEFAULT_METHOD, "codec": self.codec or DEFAULT_CODEC}
-            return self._with(limits, **chosen)
+            codec = self.codec or default_codec(limits["bytes"])
+            return self._with(limits, method=self.method or DEFAULT_METHOD, codec=codec)
         self._refuse_other_net(parent)
         same = self.method in (None, parent.method)
         # Another preset brings options of its own.

@@ -58,7 +58,9 @@ class Options:
     )
     outer_epochs: int = option(50, "epochs of the pixels (released code: 1)", low=1)
     pixel_lr: float = option(
-        0.01, "rate of the pixels in units of the input, halved every 10 epochs", low=0.0
+        0.001,
+        "rate of the pixels in units of the input, halved every 10 epochs (paper: 0.01, with sgd)",
+        low=0.0,
     )
     pixel_optim: Literal["adam", "sgd"] = option(
         "adam", "optimiser of the pixels (paper: sgd, too slow to change 8-bit pixels)",

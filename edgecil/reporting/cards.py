@@ -16,7 +16,7 @@ from edgecil import registry
 from edgecil.bench import results
 from edgecil.cards import Card, card, paper, preset_text, text
 from edgecil.learning.planning import kept_plan
-from edgecil.learning.request import DEFAULT_CODEC, DEFAULT_PER_CLASS
+from edgecil.learning.request import DEFAULT_PER_CLASS, default_codec
 from edgecil.memory.budget import Budget
 from edgecil.memory.fields import IMAGES
 from edgecil.nets.net import NetSpec
@@ -28,6 +28,7 @@ from edgecil.versions import recipe_of
 
 GROUPS = (10, 10)
 PER_CLASS = 500
+CODEC = default_codec(None)
 HEAD = f"""# Methods
 
 Made by `make docs` from the methods' own files and from the results in this repository: do not
@@ -36,7 +37,7 @@ edit. `edgecil methods NAME` shows the same description, options and presets. Ho
 
 Bytes are planned, for ResNet-32 on images of 32 pixels after the second of two increments of ten
 classes with {PER_CLASS} images each, {DEFAULT_PER_CLASS} exemplars of each class stored as
-{DEFAULT_CODEC}. Training memory is what a method holds only while it learns: teachers, gradients,
+{CODEC}. Training memory is what a method holds only while it learns: teachers, gradients,
 optimiser, modules of its own; images and activations depend on the batch and are not in it.
 Accuracies are means over seeds, of the results of `edgecil bench` in [results](results).
 """
@@ -107,7 +108,7 @@ def _own(found: Card, info: MethodInfo) -> str:
 
 
 def _memory(name: str) -> list[tuple[str, str]]:
-    recipe = recipe_of(name, {}, DEFAULT_CODEC)
+    recipe = recipe_of(name, {}, CODEC)
     everything = recipe.selection is not None and recipe.selection.everything
     budget = Budget() if everything else Budget(per_class=DEFAULT_PER_CLASS)
     spec = NetSpec("resnet32", "cosine" if recipe.head_kind == "cosine" else "linear")

@@ -69,14 +69,15 @@ def test_all_is_written_from_the_results_alone(folder):
         ([{"codec": "raw"}, {"codec": "raw"}], ["icarl, raw"]),
         (
             [{"memory_budget": 600_000}, {"codec": "raw", "memory_budget": 300_000}],
-            ["icarl, webp-lossless, 600 kB", "icarl, raw, 300 kB"],
+            ["icarl, jpeg-75, 600 kB", "icarl, raw, 300 kB"],
         ),
     ],
 )
 def test_rows_are_told_apart_by_what_is_stored_and_how(folder, settings, named):
     kept = [result("icarl", [0.9, 0.5], 60_000, settings=s) for s in settings]
-    found = results.load(folder(result("lwm", [0.9, 0.6]), *kept))
-    assert list(dict.fromkeys(r["name"] for r in found)) == ["lwm", *named]
+    others = [result("joint", [0.9, 0.7], 1_000_000), result("lwm", [0.9, 0.6])]
+    found = results.load(folder(*others, *kept))
+    assert list(dict.fromkeys(r["name"] for r in found)) == ["joint", "lwm", *named]
 
 
 @pytest.mark.parametrize("figure", ["accuracy.svg", "memory.svg"])

@@ -160,7 +160,8 @@ class TestManyRuns:
 
     def test_a_run_that_fails_leaves_the_others_alone(self, data, tmp_path):
         # More than flat images would need, less than these: it shows when they are encoded.
-        runs = [run("finetune", memory_budget=1500), run("icarl", memory_budget=1500)]
+        given = {"memory_budget": 1500, "codec": "webp-lossless"}
+        runs = [run("finetune", **given), run("icarl", **given)]
         good, bad = pool.run_all(runs, data, tmp_path / "out", jobs=2)
         assert good.fault is None and good.path.exists()
         assert "budget is 1.5 kB" in bad.fault.message and not bad.path.exists()

@@ -142,8 +142,8 @@ def test_resume_refuses_other_settings_and_names_them(ask, interrupted, first):
 def test_a_resumed_run_takes_another_budget(ask, first, tmp_path):
     answer = ask(
         "learn", "--new-data", first, "--method", "rehearsal", "--epochs", 40, "--arch", "resnet8",
-        "--no-record-ranges", "--memory-budget", "20kB", "--time-limit", "0.01s",
-        "--workspace", tmp_path,
+        "--no-record-ranges", "--memory-budget", "20kB", "--codec", "raw",
+        "--time-limit", "0.01s", "--workspace", tmp_path,
     )  # fmt: skip
     assert answer.code == 130, answer.err
     answer = ask("learn", "--resume", "--memory-budget", "30kB", "--workspace", tmp_path)

@@ -13,6 +13,8 @@ from small_runs import QUICK, learn, tree
 from edgecil import api, registry
 from edgecil.errors import WorkspaceError
 from edgecil.learning import planning
+from edgecil.memory.fields import IMAGES
+from edgecil.versions import load_version
 from edgecil.workspace import MEMORY, Workspace
 
 pytestmark = pytest.mark.usefixtures("small_generators")
@@ -226,3 +228,33 @@ class TestDryRun:
         learn(folders[1], again)
         assert planned.manifest.version == 2
         assert small_runs.equal(small_runs.weights(root), small_runs.weights(again))
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "noted"),
+    [
+        ({"method": "icarl", "memory_budget": 8000}, "jpeg-75", True),
+        ({"method": "icarl", "memory_budget": 8000, "codec": "png"}, "png", False),
+        ({"method": "icarl", "exemplars_per_class": 2}, "webp-lossless", False),
+        ({"method": "icarl"}, "webp-lossless", False),
+        ({"method": "lwm", "memory_budget": 8000}, "jpeg-75", False),
+    ],
+)
+def test_only_a_limit_in_bytes_stores_jpegs_where_nothing_is_said(
+    given, stored, noted, learned, uneven
+):
+    root = learned(**given)
+    last, first = Workspace(root).increments(2)
+    assert first.kept["codec"] == last.kept["codec"] == stored
+    assert [text.startswith("exemplars as jpeg-75") for text in first.notes].count(True) == noted
+    assert not any(text.startswith("exemplars as") for text in last.notes)
+    if any(field["name"] == IMAGES for field in last.kept["fields"]):
+        _, model = load_version(Workspace(root))
+        assert model.kept.field(IMAGES).codec == stored
+
+
+def test_exemplars_stay_as_they_were_stored_when_another_kind_of_limit_is_set(uneven, tmp_path):
+    root = tmp_path / ".edgecil"
+    learn(uneven[0], root, method="icarl", exemplars_per_class=2)
+    done = learn(uneven[1], root, memory_budget=20_000)
+    assert done.manifest.kept["codec"] == "webp-lossless"
