@@ -151,8 +151,8 @@ def _codec_chosen(
         return None
     lossless = default_codec(None)
     return (
-        f"exemplars as {request.codec}, of which a budget in bytes holds more: --codec {lossless} "
-        "keeps every pixel of fewer"
+        f"exemplars are stored as {request.codec}, of which a budget in bytes holds more; --codec "
+        f"{lossless} keeps every pixel of fewer"
     )
 
 
