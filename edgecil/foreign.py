@@ -155,7 +155,7 @@ def _manifest(
         rule={"kind": model.rule.kind, "score_kind": model.rule.score_kind},
         preprocess=preprocess.to_json(),
         classifier_bytes=classifier_bytes(model),
-        kept={"bytes": 0, "fields": [], "codec": default_codec(None), "budget": budget,
+        kept={"bytes": 0, "fields": [], "codec": default_codec(budget["bytes"]), "budget": budget,
               "exemplars_per_class": None},
         training=training,
         notes=notes,

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from edgecil.context import Candidates, Context, Setup
 from edgecil.data.images import Batch, ImageSet
-from edgecil.memory.fields import Field
+from edgecil.memory.fields import IMAGES, Field
 from edgecil.memory.store import Store
 from edgecil.nets.rules import ArgmaxRule, Rule
 from edgecil.settings import Augment, Optim, Preprocess, Training
@@ -231,6 +231,12 @@ class Recipe:
     updates_known: bool = False
     """True when its losses are right for new images of old classes (``Classes.updated``), beside
     new classes or without any. Others are refused such images."""
+
+    @property
+    def stored_images(self) -> Field | None:
+        """The field of exemplars that a codec encodes; None where none are kept, or references."""
+        fields = (f for f in self.fields if f.name == IMAGES and f.codec != "reference")
+        return next(fields, None)
 
     def on(self, head_kind: str) -> Recipe:
         """Return the form of the method that continues logits of a kind; mostly itself."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgecil import registry
 from edgecil.manifest import FOREIGN, VersionManifest
-from edgecil.memory.fields import IMAGES, Field
+from edgecil.memory.fields import Field
 from edgecil.method import Recipe
 from edgecil.model import Model, load
 from edgecil.workspace import Workspace
@@ -27,13 +27,14 @@ def recipe_of(
     the logits mean of the model that it continues.
     """
     recipe = registry.build(method, options).on(head_kind)
-    stored: dict[str, Any] = {"codec": codec}
+    images = recipe.stored_images
+    if images is None:
+        return recipe
+    changes: dict[str, Any] = {"codec": codec}
     if exemplar_size is not None:
-        stored["shape"] = ("K", exemplar_size, exemplar_size, 3)
-    fields = tuple(
-        dataclasses.replace(f, **stored) if f.name == IMAGES and f.codec != "reference" else f
-        for f in recipe.fields
-    )
+        changes["shape"] = ("K", exemplar_size, exemplar_size, 3)
+    stored = dataclasses.replace(images, **changes)
+    fields = tuple(stored if f is images else f for f in recipe.fields)
     return dataclasses.replace(recipe, fields=fields)
 
 

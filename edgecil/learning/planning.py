@@ -134,7 +134,7 @@ def _check_first_exemplars(job: Job) -> None:
     """
     task, limit = job.task, job.task.budget.bytes
     fields, selection = task.recipe.fields, task.recipe.selection
-    images = next((f for f in fields if f.name == IMAGES), None)
+    images = task.recipe.stored_images
     # Images that are changed before they are stored may take fewer bytes than they do now.
     changes = selection is not None and selection.candidates is not None
     if limit is None or images is None or item_codec(images.codec).exact or changes:

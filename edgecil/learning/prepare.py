@@ -143,23 +143,23 @@ def _limit_without_effect(
 
 
 def _codec_chosen(
-    asked: LearnRequest, request: LearnRequest, recipe: Recipe, parent: VersionManifest | None
+    asked: LearnRequest, recipe: Recipe, parent: VersionManifest | None
 ) -> str | None:
     """Return what to note when exemplars of a new workspace lose pixels that nobody gave up."""
-    stored = any(f.name == IMAGES and f.codec == request.codec for f in recipe.fields)
-    if parent is not None or asked.codec is not None or asked.memory_budget is None or not stored:
+    images = recipe.stored_images
+    said = parent is not None or asked.codec is not None
+    if images is None or said or asked.memory_budget is None:
         return None
-    lossless = default_codec(None)
     return (
-        f"exemplars are stored as {request.codec}, of which a budget in bytes holds more; --codec "
-        f"{lossless} keeps every pixel of fewer"
+        f"exemplars are stored as {images.codec}, of which a budget in bytes holds more; --codec "
+        f"{default_codec(None)} keeps every pixel of fewer"
     )
 
 
 def _check_exemplar_size(asked: int | None, recipe: Recipe, resize: int, kept: Store) -> None:
     """Refuse a size that is of no use: ``asked`` is what the user gave in this increment."""
-    images = next((f for f in recipe.fields if f.name == IMAGES), None)
-    if images is None or images.codec == "reference":
+    images = recipe.stored_images
+    if images is None:
         if asked is not None:
             raise UsageError(f"{recipe.name} stores no exemplars: --exemplar-size has no effect")
         return
@@ -224,10 +224,9 @@ def prepare(request: LearnRequest, workspace: Workspace, listener: Listener = ig
     if parent is not None and model is not None:
         _adopt(recipe, parent, model, updated)
     budget = _budget(request, recipe)
-    if (text := _limit_without_effect(asked, recipe, parent)) is not None:
-        note(text)
-    if (text := _codec_chosen(asked, request, recipe, parent)) is not None:
-        note(text)
+    for told in (_limit_without_effect, _codec_chosen):
+        if (text := told(asked, recipe, parent)) is not None:
+            note(text)
     if parent is not None:
         preprocess, spec = parent.input, NetSpec.from_json(parent.net)
     else:

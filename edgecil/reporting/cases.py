@@ -9,7 +9,6 @@ from edgecil import registry
 from edgecil.bench.runner import Variant
 from edgecil.learning.planning import kept_plan
 from edgecil.memory.budget import Budget
-from edgecil.memory.fields import IMAGES
 from edgecil.memory.plan import MemoryPlan, Row
 from edgecil.memory.report import Comparison, MethodMemory, method_memory
 from edgecil.method import Recipe
@@ -37,7 +36,7 @@ class Case:
     @property
     def stores_images(self) -> bool:
         """Whether the codec matters; references to files have one of their own."""
-        return any(f.name == IMAGES and f.codec != "reference" for f in self.recipe.fields)
+        return self.recipe.stored_images is not None
 
 
 def cases(wanted: MemoryProtocol, dataset: Dataset) -> list[Case]:
